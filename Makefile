@@ -1,0 +1,34 @@
+# Everything a person or CI does with this project. Each target works from a clean clone on its own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+# The stamp is written last, so an interrupted install is repeated and a finished one costs nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Windrow needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup  ## a whole network on this machine, in the folder demo/
+	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 12
+
+test: setup  ## everything that must hold
+	$(BIN)/python -m pytest
+
+check: setup  ## what must be clean before each commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks.window
+
+clean:
+	rm -rf $(VENV) demo

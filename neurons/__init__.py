@@ -1,0 +1,1 @@
+"""The processes people start. The only place with event loops, clocks, files and screens."""

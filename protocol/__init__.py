@@ -1,0 +1,1 @@
+"""What every peer must compute alike. Pure functions of their arguments, except the adapters in `chain/`."""

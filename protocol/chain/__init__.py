@@ -1,0 +1,1 @@
+"""The chain: one port, and an adapter for each chain that can stand behind it."""
