@@ -59,3 +59,12 @@ def check_key(key: str) -> None:
     for part in key.split("/"):
         if part in (".", "..") or not _PART.fullmatch(part):
             raise BadKey(f"{key!r} is not a key: each part must be 1-128 of A-Z a-z 0-9 _ . = + - and not a dot path")
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise `BadKey` unless `prefix` can be the beginning of a key. The empty prefix means every object."""
+    folder, slash, start = prefix.rpartition("/")
+    if slash:
+        check_key(folder)
+    if start and not _PART.fullmatch(start):
+        raise BadKey(f"{prefix!r} is not the beginning of a key: {start!r} holds a character no key may have")

@@ -1,0 +1,125 @@
+"""Checks of one peer's contribution, in the order of protocol §11. Each raises `Rejected` with its reason.
+
+The bytes come from `neurons.rounds`, which stops at the first check that fails; nothing here reads anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from protocol.errors import DocumentError, Reason, Rejected
+from protocol.run import Run
+from protocol.sealing import Reveal, Seal, SealedShard
+from protocol.sparseloco.aggregate import overlap
+from protocol.sparseloco.compress import SparseUpdate
+from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.payload import Header, Payload, sync_proof
+
+MISSING_REASONS = frozenset({Reason.NO_SEAL, Reason.LATE_SEAL, Reason.NO_REVEAL, Reason.NO_SHARD, Reason.UNREACHABLE})
+"""Reasons of a peer that was slow or absent; every other reason is a wrong contribution."""
+
+
+class StaleBase(Rejected):
+    """The contribution starts from an older state; `steps` windows behind."""
+
+    def __init__(self, steps: int, detail: str) -> None:
+        super().__init__(Reason.STALE_BASE, detail)
+        self.steps = steps
+
+
+def check_seal(data: bytes, hotkey: str, run: Run, layout: Layout, window: int, sizes: Sequence[int]) -> Seal:
+    """The seal of `hotkey` for `window`. `sizes` are the bytes of each encrypted shard, known from the run."""
+    try:
+        seal = Seal.parse(data)
+        seal.verify(hotkey)
+    except DocumentError as error:
+        raise Rejected(Reason.BAD_SIGNATURE, str(error)) from error
+    if seal.run_digest != run.digest():
+        raise Rejected(Reason.WRONG_RUN, "the seal names another run")
+    if seal.window != window:
+        raise Rejected(Reason.WRONG_WINDOW, f"the seal is for window {seal.window}")
+    if seal.layout_digest != layout.digest:
+        raise Rejected(Reason.WRONG_LAYOUT, "the seal is for another model")
+    declared = [shard.size_bytes for shard in seal.shards]
+    if declared != list(sizes):
+        raise Rejected(Reason.SHARD_SIZE, f"the seal declares {len(declared)} shards of other sizes than the run's")
+    return seal
+
+
+def check_reveal(data: bytes, seal: Seal) -> bytes:
+    """The 32-byte key, if it is the one the seal committed to."""
+    try:
+        reveal = Reveal.parse(data)
+    except DocumentError as error:
+        raise Rejected(Reason.WRONG_KEY, str(error)) from error
+    if not reveal.opens(seal):
+        raise Rejected(Reason.WRONG_KEY, "the key is not the one the seal committed to")
+    return bytes.fromhex(reveal.key)
+
+
+def check_shard(data: bytes, shard: SealedShard) -> None:
+    """Whether an encrypted shard is the one that was sealed."""
+    if len(data) != shard.size_bytes:
+        raise Rejected(Reason.SHARD_SIZE, f"a shard has {len(data)} bytes, sealed were {shard.size_bytes}")
+    if blake3(data).hexdigest() != shard.digest:
+        raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
+
+
+def check_payload_digest(data: bytes, seal: Seal) -> None:
+    """Whether the opened payload is the one that was sealed."""
+    if blake3(data).hexdigest() != seal.payload_digest:
+        raise Rejected(Reason.SHARD_DIGEST, "the opened payload is not the one that was sealed")
+
+
+def check_base(header: Header, seal: Seal, roots: Mapping[str, int], window: int, sync_steps: int) -> None:
+    """Whether the contribution starts from θ of `window`. `roots` maps the root of each recent state to its window;
+    an unknown root counts as `sync_steps` behind, the most there is."""
+    if header.base_root != seal.base_root:
+        raise Rejected(Reason.STALE_BASE, "seal and payload name different roots")
+    steps = window - roots[header.base_root] if header.base_root in roots else sync_steps
+    if steps:
+        known = f"{steps} windows old" if header.base_root in roots else "not known here"
+        raise StaleBase(steps, f"the root it starts from is {known}")
+
+
+def check_sync_proof(header: Header, theta: npt.NDArray[np.float32], window_hash: bytes) -> None:
+    """Whether its maker held θ_W."""
+    if header.sync_proof != sync_proof(theta, header.hotkey, window_hash):
+        raise Rejected(Reason.BAD_SYNC_PROOF, "the proof does not match the state this window started from")
+
+
+def find_copies(
+    payloads: Mapping[int, Payload], past_bodies: frozenset[str], past: Sequence[SparseUpdate], limit: float
+) -> dict[int, Rejected]:
+    """Which of this window's payloads (by uid) repeat another one.
+
+    A payload whose records equal those of an earlier window, or of a lower uid in this one, is a `duplicate`;
+    one that shares more than `limit` of its positions with one of them is an `overlap`. Nobody can have read a
+    sealed payload, so two equal ones in a window have one owner, and keeping the lowest uid pays that owner once.
+    """
+    found: dict[int, Rejected] = {}
+    kept: list[tuple[int, Payload]] = []
+    for uid in sorted(payloads):
+        payload = payloads[uid]
+        twins = [other for other, p in kept if p.body_digest == payload.body_digest]
+        if payload.body_digest in past_bodies:
+            found[uid] = Rejected(Reason.DUPLICATE, "the records equal a payload of an earlier window")
+        elif twins:
+            found[uid] = Rejected(Reason.DUPLICATE, f"the records equal those of uid {twins[0]}")
+        else:
+            others = [p.update for _, p in kept] + list(past)
+            share = max((overlap(payload.update, other) for other in others), default=0.0)
+            if share > limit and not _all_zero(payload.update):
+                found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are those of another payload")
+            else:
+                kept.append((uid, payload))
+    return found
+
+
+def _all_zero(update: SparseUpdate) -> bool:
+    # Zeros tie everywhere, and ties go to the lowest index: equal positions then prove nothing.
+    return not update.values.any()

@@ -1,0 +1,84 @@
+"""Receipts: how each peer was judged in one window, with every number that went into its score (protocol §14)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from protocol.errors import Reason
+from protocol.identity import Address, Digest, Document, SignedDocument
+from protocol.ledger.manifest import Uid
+
+RECEIPTS_LIMIT_BYTES = 8 * 2**20
+
+
+class Submission(Document):
+    """What a peer sent. `stored_at` is what its bucket reports, in Unix seconds: evidence, never the judge."""
+
+    size_bytes: int
+    payload_digest: Digest
+    inner_steps: int
+    tokens: int
+    stored_at: float | None
+
+
+class Judgement(Document):
+    """Losses are in nats per token, before and after a step of `step_share`·α along the clipped update; gains are
+    shares of the loss before. `gain` is the one that ranks: measured where `loss_after` is there, else first-order."""
+
+    gain: float
+    gain_error: float
+    first_order_gain: float
+    rank: int
+    loss_before: float
+    loss_after: float | None
+    own_loss_before: float | None
+    own_loss_after: float | None
+    unique_work: float | None
+
+
+class Standing(Document):
+    """The scorebook's view of a peer after (or before) a window."""
+
+    rating: float
+    mu: float
+    sigma: float
+    unique_work: float
+    sync: float
+    standing: float
+    final: float
+
+
+class Receipt(Document):
+    """One peer in one window. `reason` is None if every check passed; `contributed` says whether it was applied;
+    `list_next` is the list it is on for two windows later; `weight` is its share in the validator's weights."""
+
+    uid: Uid
+    hotkey: Address
+    reason: Annotated[Reason, Field(strict=False)] | None
+    detail: Annotated[str, StringConstraints(max_length=200)]
+    steps_behind: int
+    contributed: bool
+    submission: Submission | None
+    judgement: Judgement | None
+    before: Standing
+    after: Standing
+    list_next: Annotated[str, StringConstraints(pattern="^(gather|reserve|none)$")]
+    weight: float
+
+
+class Receipts(SignedDocument):
+    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest."""
+
+    run_digest: Digest
+    window: Annotated[int, Field(ge=0)]
+    held_out_loss_before: float
+    held_out_loss_after: float
+    random_pages: tuple[int, ...]
+    scorebook_digest: Digest
+    receipts: tuple[Receipt, ...]
+
+    def of(self, uid: int) -> Receipt | None:
+        """The receipt of the peer in slot `uid`."""
+        return next((receipt for receipt in self.receipts if receipt.uid == uid), None)

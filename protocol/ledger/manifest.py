@@ -1,0 +1,85 @@
+"""Manifests: the signed record of what was applied in a window; their chain is the ledger (protocol §12)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from protocol.chain.port import Neuron
+from protocol.errors import DocumentError, LedgerError, Reason
+from protocol.identity import Address, Digest, Document, SignedDocument
+from protocol.run import Run
+from protocol.sealing import SealedShard
+
+MANIFEST_LIMIT_BYTES = 4 * 2**20
+FIRST_PREVIOUS = "0" * 64
+"""What the first manifest of a run names as its predecessor."""
+
+Uid = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Contribution(Document):
+    """One payload that counts: what it is, the key that opens it, and the commitment that says where to read it."""
+
+    uid: Uid
+    hotkey: Address
+    payload_digest: Digest
+    key: Digest
+    shards: tuple[SealedShard, ...]
+    location: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,128}$")]
+
+
+class Refusal(Document):
+    """One peer whose contribution does not count, and why."""
+
+    uid: Uid
+    hotkey: Address
+    reason: Annotated[Reason, Field(strict=False)]
+    detail: Annotated[str, StringConstraints(max_length=200)]
+
+
+class Manifest(SignedDocument):
+    """What every node applies in `window`. `root` is the root of θ before it; `gather` and `reserve` are the
+    uids that may contribute to window + 2 (no list: all may)."""
+
+    run_digest: Digest
+    window: Annotated[int, Field(ge=0)]
+    previous: Digest
+    root: Digest
+    alpha: float
+    contributions: tuple[Contribution, ...]
+    rejected: tuple[Refusal, ...]
+    gather: tuple[Uid, ...]
+    reserve: tuple[Uid, ...]
+
+
+def leader_order(neurons: Sequence[Neuron]) -> tuple[Neuron, ...]:
+    """Validators with a permit in the order in which their manifests count: most stake first, then lowest uid."""
+    return tuple(sorted((n for n in neurons if n.validator_permit), key=lambda n: (-n.stake, n.uid)))
+
+
+def check_manifest(manifest: Manifest, run: Run, window: int, previous: str, root: str, signer: str) -> None:
+    """Raise `LedgerError`, naming the field and both values, unless `manifest` may follow `previous` on a state
+    with this root."""
+    try:
+        manifest.verify(signer)
+    except DocumentError as error:
+        raise LedgerError(f"manifest {window}: {error}") from error
+    expected: dict[str, object] = {
+        "run_digest": run.digest(),
+        "window": window,
+        "previous": previous,
+        "root": root,
+        "alpha": run.sparseloco.alpha(window),
+    }
+    for field, value in expected.items():
+        if getattr(manifest, field) != value:
+            raise LedgerError(f"manifest {window}: {field} is {getattr(manifest, field)}, this node has {value}")
+    uids = [contribution.uid for contribution in manifest.contributions]
+    if any(b <= a for a, b in itertools.pairwise(uids)):
+        raise LedgerError(f"manifest {window}: contributions are not in ascending uid")
+    if len(uids) > run.gauntlet.gather_size:
+        raise LedgerError(f"manifest {window}: {len(uids)} contributions, the run allows {run.gauntlet.gather_size}")

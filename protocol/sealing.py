@@ -1,0 +1,43 @@
+"""Seal and reveal: a commitment nobody can profit from reading (protocol §10)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from blake3 import blake3
+from pydantic import Field
+
+from protocol.identity import Digest, Document, SignedDocument
+
+SEAL_LIMIT_BYTES = 64 * 1024
+"""Largest seal or reveal anyone reads; a seal with 400 shards fits."""
+
+
+class SealedShard(Document):
+    """One encrypted shard: its size and BLAKE3 digest as it lies in the bucket."""
+
+    size_bytes: Annotated[int, Field(ge=1)]
+    digest: Digest
+
+
+class Seal(SignedDocument):
+    """What a miner commits to before the close: the encrypted payload and the digest of the key that opens it."""
+
+    run_digest: Digest
+    window: Annotated[int, Field(ge=0)]
+    layout_digest: Digest
+    base_root: Digest
+    shards: tuple[SealedShard, ...]
+    payload_digest: Digest
+    key_digest: Digest
+
+
+class Reveal(Document):
+    """The key, published when every seal is fixed. It needs no signature: the seal names its digest."""
+
+    window: Annotated[int, Field(ge=0)]
+    key: Digest
+
+    def opens(self, seal: Seal) -> bool:
+        """Whether this is the key the seal committed to."""
+        return self.window == seal.window and blake3(bytes.fromhex(self.key)).hexdigest() == seal.key_digest

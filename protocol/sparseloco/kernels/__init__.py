@@ -1,0 +1,1 @@
+"""The arithmetic of SparseLoCo, one module per kind of device; `reference` is the definition."""
