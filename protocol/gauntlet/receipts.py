@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import StringConstraints
 
 from protocol.errors import Reason
 from protocol.identity import Address, Digest, Document, SignedDocument
 from protocol.ledger.manifest import Uid
+from protocol.window import WindowNumber
 
 RECEIPTS_LIMIT_BYTES = 8 * 2**20
 
@@ -72,7 +73,7 @@ class Receipts(SignedDocument):
     """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest."""
 
     run_digest: Digest
-    window: Annotated[int, Field(ge=0)]
+    window: WindowNumber
     held_out_loss_before: float
     held_out_loss_after: float
     random_pages: tuple[int, ...]

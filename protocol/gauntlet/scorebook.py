@@ -24,7 +24,8 @@ SIGMA = 25.0 / 3.0
 
 class PeerRecord(Document):
     """What is known of one hotkey in one slot. `unique_work` is the moving average in [−1, 1], `judged` the windows
-    behind it, `signs` the signs of the latest gains (1 or −1), `absent` the windows in a row without a seal."""
+    behind it, `signs` the signs of the latest gains (1 or −1), `absent` the windows in a row without a seal,
+    `last_measured` the window in which its gain was last measured (−1: never)."""
 
     uid: Uid
     hotkey: Address
@@ -36,6 +37,7 @@ class PeerRecord(Document):
     steps_behind: int = 0
     signs: tuple[int, ...] = ()
     absent: int = 0
+    last_measured: int = -1
 
     @property
     def rating(self) -> float:
@@ -65,7 +67,7 @@ class PeerRecord(Document):
 class Event(Document):
     """What happened to one peer in one window. `reason` is None when every check passed; `gain` is the gain on the
     shared random pages and `rank` its rank (equal ranks are draws); `unique_work` is this window's value. All
-    three are None when the peer was not judged."""
+    three are None when the peer was not judged. `measured` says whether the gain is a measured one."""
 
     uid: Uid
     hotkey: Address
@@ -73,6 +75,7 @@ class Event(Document):
     steps_behind: int = 0
     gain: float | None = None
     rank: int | None = None
+    measured: bool = False
     unique_work: float | None = None
 
 
@@ -106,7 +109,7 @@ def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> S
     events = sorted(events, key=lambda event: event.uid)
     ratings = _play(book, events, run)
     amnesty = is_bad_window([e.gain for e in events if e.gain is not None], run.penalties.amnesty_rank)
-    records = [_advance(book.of(e.uid, e.hotkey), e, ratings.get(e.uid), amnesty, run) for e in events]
+    records = [_advance(book.of(e.uid, e.hotkey), e, ratings.get(e.uid), amnesty, window, run) for e in events]
     return Scorebook(run_digest=book.run_digest, window=window + 1, peers=tuple(records))
 
 
@@ -123,7 +126,9 @@ def _play(book: Scorebook, events: Sequence[Event], run: Run) -> dict[int, tuple
     return {e.uid: (team[0].mu, team[0].sigma) for e, team in zip(players, rated, strict=True)}
 
 
-def _advance(old: PeerRecord, event: Event, rating: tuple[float, float] | None, amnesty: bool, run: Run) -> PeerRecord:
+def _advance(
+    old: PeerRecord, event: Event, rating: tuple[float, float] | None, amnesty: bool, window: int, run: Run
+) -> PeerRecord:
     mu, sigma = rating or (old.mu, old.sigma)
     signs = old.signs if event.gain is None else (*old.signs, 1 if event.gain >= 0 else -1)
     signs = signs[-run.penalties.negative_span :]
@@ -140,6 +145,7 @@ def _advance(old: PeerRecord, event: Event, rating: tuple[float, float] | None, 
         steps_behind=event.steps_behind,
         signs=signs,
         absent=old.absent + 1 if event.reason in (Reason.NO_SEAL, Reason.UNREACHABLE) else 0,
+        last_measured=window if event.measured else old.last_measured,
     )
 
 

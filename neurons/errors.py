@@ -1,0 +1,49 @@
+"""Every error the neurons raise on purpose, in one tree, each saying when and with which exit code."""
+
+from __future__ import annotations
+
+
+class NeuronError(Exception):
+    """Root of the tree. `exit_code` is what a command ends with when this error reaches the user."""
+
+    exit_code: int = 1
+
+
+class ConfigError(NeuronError):
+    """`run.toml` or a node's settings name something that does not exist or cannot work."""
+
+    exit_code = 2
+
+
+class TextError(NeuronError):
+    """There is too little text, or a file of it cannot be read."""
+
+    exit_code = 3
+
+
+class ModelError(NeuronError):
+    """An array does not have the size, type or memory layout that the run's model needs."""
+
+
+class FolderError(NeuronError):
+    """A network's folder is in use by another `windrow up`, or holds something that is not a network."""
+
+    exit_code = 4
+
+
+class WalletError(NeuronError):
+    """A wallet or one of its keys is not where the settings say, or cannot be opened."""
+
+    exit_code = 5
+
+
+class NodeError(NeuronError):
+    """A neuron cannot take part: not registered, no validator to follow, no checkpoint to start from."""
+
+    exit_code = 6
+
+
+class NetworkError(NeuronError):
+    """A network on this machine cannot go on: the process of its only validator died."""
+
+    exit_code = 7

@@ -1,0 +1,307 @@
+"""What every neuron does: join a run, follow the chain, and keep its replica at the head of the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from bittensor_core import Keypair
+
+from neurons.clock import tick
+from neurons.errors import NodeError
+from neurons.rounds import Exchange, Peer
+from neurons.status import NodeStatus, write_status
+from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
+from protocol.assignment import Assignment
+from protocol.chain.port import Chain, Neuron
+from protocol.errors import DocumentError, LedgerError, Rejected
+from protocol.ledger.manifest import (
+    FIRST_PREVIOUS,
+    MANIFEST_LIMIT_BYTES,
+    Contribution,
+    Manifest,
+    check_manifest,
+    leader_order,
+)
+from protocol.ledger.replay import apply_manifest
+from protocol.ledger.state import State, state_root
+from protocol.run import Run
+from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.payload import Payload
+from protocol.window import Window, failover_block, window_of
+from storage.bucket import Bucket
+from storage.checkpoint import Checkpoint, read_checkpoint
+from storage.dataset import Dataset
+from storage.errors import NotFound, StorageError
+
+log = logging.getLogger(__name__)
+
+_RECENT_ROOTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a neuron is made of. `location` is the commitment that says where `bucket`, its own, is read;
+    `open_bucket` opens a peer's bucket from its commitment; `folder` holds its local state."""
+
+    name: str
+    run: Run
+    chain: Chain
+    dataset: Dataset
+    hotkey: Keypair
+    bucket: Bucket
+    location: bytes
+    open_bucket: Callable[[bytes], Bucket]
+    folder: Path
+    dtype: torch.dtype
+
+
+class Node:
+    """A replica of the run that follows the ledger. Miners and validators add what they do in a window."""
+
+    role: ClassVar[str] = "node"
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.run, self.chain, self.dataset = parts.run, parts.chain, parts.dataset
+        self.hotkey = parts.hotkey.ss58_address
+        self.model = build_model(self.run.model)
+        self.layout = Layout.from_shapes(parameter_shapes(self.model))
+        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket)
+        self.keys = self.exchange.keys
+        self.uid = -1
+        self.roots: dict[str, int] = {}
+        """Root of each recent θ → its window."""
+        self.lists: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        """Gather and reserve lists by the window in which they take effect."""
+        self.state = State(self.layout, empty_flat(self.layout.size), -1, FIRST_PREVIOUS)
+        self._activity, self._since = "", time.time()
+        self._loss: float | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def run_forever(self) -> None:
+        """Join, then one window after the other until cancelled."""
+        await self.join()
+        while True:
+            await self.window(await self.next_window())
+
+    async def window(self, number: int) -> None:
+        """Take part in window `number`."""
+        raise NotImplementedError
+
+    async def next_window(self) -> int:
+        """The window to take part in now: the one the chain is in, or the next of the ledger if that is later."""
+        await self.follow_to_head()
+        return self.state.window
+
+    async def join(self) -> None:
+        """Find the own slot, publish where the bucket is, and load the newest checkpoint the ledger confirms."""
+        self.report("joining")
+        neurons = await self.chain.neurons()
+        own = next((n for n in neurons if n.hotkey == self.hotkey), None)
+        if own is None:
+            raise NodeError(f"hotkey {self.hotkey} is not registered on this subnet; add --register to register it")
+        self.uid = own.uid
+        if self.uid >= self.run.dataset.slots:
+            raise NodeError(f"uid {self.uid} has no slot: this run deals pages to {self.run.dataset.slots} uids")
+        if (await self.chain.commitments()).get(self.hotkey) != self.parts.location:
+            await self.chain.commit(self.parts.hotkey, self.parts.location)
+        await self.load()
+
+    # --- the ledger ---------------------------------------------------------------------------------------
+
+    async def validators(self) -> tuple[Neuron, ...]:
+        """Validators in leader order."""
+        return leader_order(await self.chain.neurons())
+
+    async def peers(self) -> tuple[Peer, ...]:
+        """Every neuron with a commitment this node can read, in ascending uid."""
+        commitments = await self.chain.commitments()
+        found = []
+        for neuron in await self.chain.neurons():
+            if neuron.hotkey not in commitments:
+                continue
+            try:
+                bucket = self.parts.open_bucket(commitments[neuron.hotkey])
+            except StorageError as error:
+                log.info("uid %d: its commitment names no bucket: %s", neuron.uid, error)
+                continue
+            found.append(Peer(neuron.uid, neuron.hotkey, commitments[neuron.hotkey], bucket))
+        return tuple(found)
+
+    async def ledger_sources(self) -> tuple[Peer, ...]:
+        """The buckets of the validators, in leader order: where manifests, checkpoints and mirrors lie."""
+        peers = {peer.hotkey: peer for peer in await self.peers()}
+        return tuple(peers[v.hotkey] for v in await self.validators() if v.hotkey in peers)
+
+    async def find_manifest(self, number: int) -> Manifest | None:
+        """The manifest of window `number` that this state can take, or None while there is none. A validator of
+        rank j counts only from its fail-over block on."""
+        head = await self.chain.head()
+        ranks = {v.hotkey: rank for rank, v in enumerate(await self.validators())}
+        for source in await self.ledger_sources():
+            manifest = await self._read_manifest(source, number)
+            if manifest is None or manifest.signer not in ranks:
+                continue
+            if head.number < failover_block(number, ranks[manifest.signer], self.run.time):
+                continue
+            try:
+                check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
+            except LedgerError as error:
+                log.warning("refused from uid %d: %s", source.uid, error)
+                continue
+            return manifest
+        return None
+
+    async def _read_manifest(self, source: Peer, number: int) -> Manifest | None:
+        try:
+            return Manifest.parse(await source.bucket.get(self.keys.manifest(number), limit_bytes=MANIFEST_LIMIT_BYTES))
+        except NotFound:
+            return None
+        except (StorageError, DocumentError) as error:
+            log.warning("manifest %d from uid %d: %s", number, source.uid, error)
+            return None
+
+    async def signed_manifest(self, number: int) -> Manifest | None:
+        """The manifest of a past window, if a present validator signed it."""
+        hotkeys = {v.hotkey for v in await self.validators()}
+        for source in await self.ledger_sources():
+            manifest = await self._read_manifest(source, number)
+            if manifest is None or manifest.signer not in hotkeys:
+                continue
+            try:
+                manifest.verify()
+            except DocumentError as error:
+                log.warning("manifest %d from uid %d: %s", number, source.uid, error)
+                continue
+            return manifest
+        return None
+
+    async def follow_to_head(self) -> None:
+        """Apply every manifest up to the window the chain is in; wait for those that are still to come."""
+        while self.state.window < window_of((await self.chain.head()).number, self.run.time):
+            number = self.state.window
+            self.report(f"waiting for manifest {number}")
+            while (manifest := await self.find_manifest(number)) is None:
+                await tick(self.chain)
+            await self.apply(manifest)
+
+    async def apply(self, manifest: Manifest) -> None:
+        """Fetch what the manifest names and take the state one window on."""
+        self.report(f"applying manifest {manifest.window}")
+        payloads = await asyncio.gather(*(self._contribution(manifest, c) for c in manifest.contributions))
+        await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
+        self.exchange.forget()
+        self._enter(manifest)
+
+    async def _contribution(self, manifest: Manifest, contribution: Contribution) -> Payload:
+        """The payload a manifest names: from memory, the miner's bucket, or a validator's mirror. The manifest is
+        binding, so this tries again until one of them has it."""
+        while True:
+            buckets = [source.bucket for source in await self.ledger_sources()]
+            try:
+                buckets.insert(0, self.parts.open_bucket(bytes.fromhex(contribution.location)))
+            except StorageError as error:
+                log.info("uid %d: %s", contribution.uid, error)
+            for bucket in buckets:
+                try:
+                    return await self.exchange.contribution(bucket, manifest.window, contribution)
+                except (StorageError, Rejected) as error:
+                    log.info("window %d, uid %d: %s", manifest.window, contribution.uid, error)
+            self.report(f"waiting for the payload of uid {contribution.uid}, window {manifest.window}")
+            await tick(self.chain)
+
+    async def load(self) -> None:
+        """Take over the newest checkpoint that the ledger confirms."""
+        shapes = {p.name: p.shape for p in self.layout.parameters}
+        while True:
+            for source in await self.ledger_sources():
+                try:
+                    checkpoint = await read_checkpoint(source.bucket, self.keys, window=None, shapes=shapes)
+                except StorageError as error:
+                    log.info("checkpoint from uid %d: %s", source.uid, error)
+                    continue
+                if await self._take(checkpoint):
+                    return
+            self.report("waiting for a checkpoint")
+            await tick(self.chain)
+
+    async def _take(self, checkpoint: Checkpoint) -> bool:
+        """Adopt the checkpoint if its own bytes give the root that the run or the ledger names for its window."""
+        window, first = checkpoint.window, self.run.time.first_window
+        theta = empty_flat(self.layout.size)
+        for name, view in self.layout.tensors(theta).items():
+            view[...] = checkpoint.tensors[name]
+        root = await asyncio.to_thread(state_root, theta)
+        before = [await self.signed_manifest(number) for number in (window - 2, window - 1) if number >= first]
+        if window == first:
+            expected: str | None = self.run.genesis_root
+        else:
+            entry = await self.signed_manifest(window)
+            expected = entry.root if entry else None
+        if root != expected or None in before:
+            log.warning("checkpoint %d has root %s, the ledger says %s", window, root, expected)
+            return False
+        self.state = State(self.layout, theta, window, FIRST_PREVIOUS)
+        bind(self.model, theta)
+        self.roots, self.lists = {root: window}, {}
+        for manifest in before:
+            assert manifest is not None
+            self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
+            self.state.previous = manifest.digest()
+            self.roots.setdefault(manifest.root, manifest.window)
+        self.report(f"loaded checkpoint {window}")
+        return True
+
+    def _enter(self, manifest: Manifest) -> None:
+        """Book-keeping after the state moved to a new window."""
+        self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
+        self.lists = {w: lists for w, lists in self.lists.items() if w >= self.state.window}
+        # A window without contributions leaves θ as it was; its root then stands for the newer window.
+        self.roots[self.state.root()] = self.state.window
+        self.roots = dict(sorted(self.roots.items(), key=lambda item: item[1])[-_RECENT_ROOTS:])
+        self.report("following")
+
+    # --- what both kinds of neuron need -------------------------------------------------------------------
+
+    def root(self) -> str:
+        """Root of θ now."""
+        return next(root for root, window in self.roots.items() if window == self.state.window)
+
+    async def assignment(self, window: Window) -> Assignment:
+        """Who trains on what in `window`."""
+        start = await self.chain.block(window.start_block)
+        return Assignment(self.run, start.hash, self.dataset.index.pages)
+
+    async def read_pages(self, numbers: tuple[int, ...]) -> list[np.ndarray]:
+        """Pages of the dataset, int64 [page_sequences, sequence_tokens] each."""
+        return list(await asyncio.gather(*(self.dataset.read_page(number) for number in numbers)))
+
+    def report(self, activity: str, loss: float | None = None) -> None:
+        """Say what this neuron does now, to the log and to the live screen."""
+        if activity != self._activity:
+            log.info("window %d: %s", self.state.window, activity)
+            self._activity, self._since = activity, time.time()
+        self._loss = self._loss if loss is None else loss
+        status = NodeStatus(
+            name=self.parts.name,
+            role=self.role,
+            uid=self.uid,
+            hotkey=self.hotkey,
+            pid=os.getpid(),
+            window=self.state.window,
+            activity=activity,
+            since=self._since,
+            roots={window: root for root, window in self.roots.items()},
+            loss=self._loss,
+        )
+        write_status(self.parts.folder, status)

@@ -1,0 +1,363 @@
+"""One window's exchange of objects: seal, reveal, collect, open (protocol §10, §11)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from bittensor_core import Keypair
+from blake3 import blake3
+
+from protocol.errors import Reason, Rejected
+from protocol.gauntlet.checks import (
+    StaleBase,
+    check_base,
+    check_payload_digest,
+    check_reveal,
+    check_seal,
+    check_shard,
+    check_sync_proof,
+)
+from protocol.gauntlet.receipts import Submission
+from protocol.gauntlet.verdict import Outcome
+from protocol.ledger.manifest import Contribution
+from protocol.ledger.state import State
+from protocol.run import Run
+from protocol.sealing import SEAL_LIMIT_BYTES, Reveal, Seal, SealedShard
+from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.payload import Payload, read_payload, shard_sizes, split
+from storage.bucket import Bucket
+from storage.errors import NotFound, SealError, StorageError, TooLarge
+from storage.keys import Keys
+from storage.seal import SEAL_OVERHEAD_BYTES, associated_data, decrypt_shard, encrypt_shard
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 16
+"""Peers that are read at the same time: enough to hide latency, few enough to bound memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A neuron, its commitment, and the bucket that stands behind it."""
+
+    uid: int
+    hotkey: str
+    location: bytes
+    bucket: Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A miner's own contribution after sealing: the seal as published, and the key that is still secret."""
+
+    seal: Seal
+    key: bytes = field(repr=False)
+
+
+class Exchange:
+    """How one neuron reads and writes the objects of a window. `hotkey` signs, `bucket` is its own."""
+
+    def __init__(self, run: Run, layout: Layout, hotkey: Keypair, bucket: Bucket) -> None:
+        self.run, self.layout, self.bucket = run, layout, bucket
+        self.keys = Keys(run.digest()[:16])
+        self._hotkey = hotkey
+        self._sealed: dict[str, bytes] = {}
+        self._opened: dict[str, Payload] = {}
+
+    @property
+    def hotkey(self) -> str:
+        """The own ss58 address."""
+        return self._hotkey.ss58_address
+
+    @cached_property
+    def plain_sizes(self) -> tuple[int, ...]:
+        """Bytes of each shard before encryption."""
+        return shard_sizes(self.layout, self.run)
+
+    @cached_property
+    def sealed_sizes(self) -> tuple[int, ...]:
+        """Bytes of each shard as it lies in a bucket."""
+        return tuple(size + SEAL_OVERHEAD_BYTES for size in self.plain_sizes)
+
+    def forget(self) -> None:
+        """Drop what was kept of the window that has been applied."""
+        self._sealed.clear()
+        self._opened.clear()
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def publish_seal(self, window: int, base_root: str, payload: bytes) -> Sealed:
+        """Encrypt `payload` under a fresh key, upload its shards, then the signed seal. The key stays here."""
+        key = os.urandom(32)
+        associated = associated_data(self.run.digest_bytes, window, self.hotkey)
+        shards = [encrypt_shard(key, i, associated, part) for i, part in enumerate(split(payload, self.plain_sizes))]
+        for index, shard in enumerate(shards):
+            await self.bucket.put(self.keys.shard(window, self.hotkey, index), shard)
+        seal = Seal(
+            signer=self.hotkey,
+            run_digest=self.run.digest(),
+            window=window,
+            layout_digest=self.layout.digest,
+            base_root=base_root,
+            shards=tuple(SealedShard(size_bytes=len(s), digest=blake3(s).hexdigest()) for s in shards),
+            payload_digest=blake3(payload).hexdigest(),
+            key_digest=blake3(key).hexdigest(),
+        ).signed(self._hotkey)
+        await self.bucket.put(self.keys.seal(window, self.hotkey), seal.canonical())
+        return Sealed(seal, key)
+
+    async def publish_key(self, sealed: Sealed) -> None:
+        """Reveal the key. Only from block C + g + 1 on: a reader of an earlier key could still seal a copy."""
+        reveal = Reveal(window=sealed.seal.window, key=sealed.key.hex())
+        await self.bucket.put(self.keys.key(reveal.window, self.hotkey), reveal.canonical())
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def read_seal(self, peer: Peer, window: int) -> Seal:
+        """The checked seal of `peer`; raises `NotFound`, another `StorageError`, or `Rejected`."""
+        data = await peer.bucket.get(self.keys.seal(window, peer.hotkey), limit_bytes=SEAL_LIMIT_BYTES)
+        return check_seal(data, peer.hotkey, self.run, self.layout, window, self.sealed_sizes)
+
+    async def prefetch(self, window: int, peers: Sequence[Peer]) -> None:
+        """Fetch sealed shards before their keys are out, so that only keys cross the network after the close.
+        What cannot be had now is fetched again when a manifest names it."""
+
+        async def one(peer: Peer) -> None:
+            try:
+                await self.read_shards(peer.bucket, window, peer.hotkey, (await self.read_seal(peer, window)).shards)
+            except (StorageError, Rejected) as error:
+                log.debug("uid %d: nothing to prefetch: %s", peer.uid, error)
+
+        await at_once([one(peer) for peer in peers])
+
+    async def read_shards(self, bucket: Bucket, window: int, hotkey: str, shards: Sequence[SealedShard]) -> list[bytes]:
+        """Encrypted shards with the sealed digests, from memory or from `bucket`."""
+        for index, shard in enumerate(shards):
+            if shard.digest not in self._sealed:
+                key = self.keys.shard(window, hotkey, index)
+                data = await _get_shard(bucket, key, shard.size_bytes)
+                check_shard(data, shard)
+                self._sealed[shard.digest] = data
+        return [self._sealed[shard.digest] for shard in shards]
+
+    async def open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> tuple[bytes, Payload]:
+        """Decrypt and decode in a worker thread: the payload's bytes and what they say; raises `Rejected`."""
+        data, payload = await asyncio.to_thread(self._open, window, hotkey, key, sealed)
+        self._opened[payload.digest] = payload
+        return data, payload
+
+    def _open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> tuple[bytes, Payload]:
+        associated = associated_data(self.run.digest_bytes, window, hotkey)
+        try:
+            data = b"".join(decrypt_shard(key, index, associated, shard) for index, shard in enumerate(sealed))
+        except SealError as error:
+            raise Rejected(Reason.WRONG_KEY, str(error)) from error
+        return data, read_payload(data, self.run, self.layout, hotkey, window)
+
+    async def contribution(self, bucket: Bucket, window: int, named: Contribution) -> Payload:
+        """The payload a manifest names, from memory or from `bucket`; raises `StorageError` or `Rejected` if it
+        is not there."""
+        if named.payload_digest not in self._opened:
+            sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
+            await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed)
+        if named.payload_digest not in self._opened:
+            raise Rejected(Reason.SHARD_DIGEST, "the opened payload is not the one the manifest names")
+        return self._opened[named.payload_digest]
+
+    async def mirror(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
+        """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish."""
+        for index, shard in enumerate(shards):
+            await self.bucket.put(self.keys.shard(window, hotkey, index), self._sealed[shard.digest])
+
+
+async def _get_shard(bucket: Bucket, key: str, size_bytes: int) -> bytes:
+    try:
+        return await bucket.get(key, limit_bytes=size_bytes)
+    except TooLarge as error:
+        raise Rejected(Reason.SHARD_SIZE, str(error)) from error
+
+
+# --- a validator's side -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Entry:
+    """What a validator knows of one peer in one window. `rejected` is set by the first check that fails."""
+
+    peer: Peer
+    seal: Seal | None = None
+    key: bytes | None = None
+    payload: Payload | None = None
+    rejected: Rejected | None = None
+    stored_at: float | None = None
+
+    @property
+    def known_seal(self) -> Seal:
+        """The seal of a peer whose checks have passed."""
+        assert self.seal is not None
+        return self.seal
+
+    @property
+    def known_key(self) -> bytes:
+        """The key of a peer whose checks have passed."""
+        assert self.key is not None
+        return self.key
+
+    @property
+    def settled(self) -> bool:
+        """Whether its checks have ended, one way or the other."""
+        return self.payload is not None or self.rejected is not None
+
+    def outcome(self) -> Outcome:
+        """The result for scorebook and receipt."""
+        rejected = self.rejected
+        submission = None
+        if self.seal is not None:
+            header = self.payload.header if self.payload else None
+            submission = Submission(
+                size_bytes=sum(shard.size_bytes for shard in self.seal.shards),
+                payload_digest=self.seal.payload_digest,
+                inner_steps=header.inner_steps if header else 0,
+                tokens=header.tokens if header else 0,
+                stored_at=self.stored_at,
+            )
+        return Outcome(
+            uid=self.peer.uid,
+            hotkey=self.peer.hotkey,
+            reason=rejected.reason if rejected else None,
+            detail=rejected.detail if rejected else "",
+            steps_behind=rejected.steps if isinstance(rejected, StaleBase) else 0,
+            submission=submission,
+        )
+
+
+class Round:
+    """All peers of one window, read side by side. What one peer sends can only ever settle that peer's entry.
+
+    `state` is θ_W and `roots` the recent roots with their windows, against which bases and proofs are checked.
+    No step of one peer may take longer than `patience_seconds`.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        window: int,
+        window_hash: bytes,
+        peers: Sequence[Peer],
+        state: State,
+        roots: Mapping[str, int],
+        patience_seconds: float,
+    ) -> None:
+        self.exchange, self.window, self.window_hash = exchange, window, window_hash
+        self.state, self.roots = state, roots
+        self.patience_seconds = patience_seconds
+        self.entries = {peer.uid: Entry(peer) for peer in peers}
+
+    async def snapshot(self) -> None:
+        """The one reading of all seals, at block C + g, and of their shards."""
+        await at_once([self._guarded(entry, self._read_seal(entry)) for entry in self.entries.values()])
+        await at_once([self._guarded(entry, self._read_shards(entry)) for entry in self._open()])
+
+    async def poll(self) -> None:
+        """Look for keys that have come out since the last time, and open what they open."""
+        await at_once([self._guarded(entry, self._read_key(entry)) for entry in self._open()])
+
+    def is_settled(self, uids: Collection[int]) -> bool:
+        """Whether the checks of these peers have ended."""
+        return all(self.entries[uid].settled for uid in uids if uid in self.entries)
+
+    async def finish(self) -> None:
+        """After the deadline: who has not revealed by now has contributed nothing. A seal that came after the
+        snapshot is named as late, so that its owner can see why it did not count."""
+        for entry in self._open():
+            entry.rejected = Rejected(Reason.NO_REVEAL, "no key by the reveal deadline")
+        missing = [e for e in self.entries.values() if e.rejected and e.rejected.reason is Reason.NO_SEAL]
+        await at_once([self._guarded(entry, self._look_for_late_seal(entry)) for entry in missing])
+
+    def reject_copies(self, copies: Mapping[int, Rejected], contributed: Collection[int] = ()) -> None:
+        """Reject what `find_copies` found, except for those a manifest already counts."""
+        for uid, rejected in copies.items():
+            if uid not in contributed:
+                self.entries[uid].rejected = rejected
+
+    def payloads(self) -> dict[int, Payload]:
+        """The valid payloads by uid, ascending."""
+        return {u: e.payload for u, e in sorted(self.entries.items()) if e.payload and not e.rejected}
+
+    def _open(self) -> list[Entry]:
+        return [entry for entry in self.entries.values() if not entry.settled]
+
+    async def _read_seal(self, entry: Entry) -> None:
+        try:
+            entry.seal = await self.exchange.read_seal(entry.peer, self.window)
+        except NotFound as error:
+            raise Rejected(Reason.NO_SEAL, "no seal at the snapshot") from error
+        except TooLarge as error:
+            raise Rejected(Reason.BAD_SIGNATURE, str(error)) from error
+        entry.stored_at = (await entry.peer.bucket.head(self._seal_key(entry))).last_modified
+
+    async def _read_shards(self, entry: Entry) -> None:
+        assert entry.seal is not None
+        # A shard that is not there yet is no offence: shards are due with the key, and `_read_key` looks again.
+        with suppress(NotFound):
+            await self.exchange.read_shards(entry.peer.bucket, self.window, entry.peer.hotkey, entry.seal.shards)
+
+    async def _read_key(self, entry: Entry) -> None:
+        peer, seal, exchange = entry.peer, entry.seal, self.exchange
+        assert seal is not None
+        if entry.key is None:
+            try:
+                name = exchange.keys.key(self.window, peer.hotkey)
+                entry.key = check_reveal(await peer.bucket.get(name, limit_bytes=SEAL_LIMIT_BYTES), seal)
+            except NotFound:
+                return
+            except TooLarge as error:
+                raise Rejected(Reason.WRONG_KEY, str(error)) from error
+        try:
+            sealed = await exchange.read_shards(peer.bucket, self.window, peer.hotkey, seal.shards)
+        except NotFound as error:
+            raise Rejected(Reason.NO_SHARD, "the key is out but a sealed shard is not in the bucket") from error
+        data, payload = await exchange.open(self.window, peer.hotkey, entry.key, sealed)
+        check_payload_digest(data, seal)
+        check_base(payload.header, seal, self.roots, self.window, exchange.run.gauntlet.sync_steps)
+        check_sync_proof(payload.header, self.state.theta, self.window_hash)
+        entry.payload = payload
+
+    async def _look_for_late_seal(self, entry: Entry) -> None:
+        try:
+            entry.stored_at = (await entry.peer.bucket.head(self._seal_key(entry))).last_modified
+        except NotFound:
+            return
+        raise Rejected(Reason.LATE_SEAL, "a seal appeared after the snapshot")
+
+    async def _guarded(self, entry: Entry, step: Awaitable[None]) -> None:
+        """Let whatever goes wrong with one peer end here, as the reason of that peer."""
+        try:
+            async with asyncio.timeout(self.patience_seconds):
+                await step
+        except Rejected as rejected:
+            entry.rejected = rejected
+        except StorageError as error:
+            entry.rejected = Rejected(Reason.UNREACHABLE, str(error)[:200])
+        except TimeoutError:
+            entry.rejected = Rejected(Reason.UNREACHABLE, f"no answer within {self.patience_seconds:.0f} s")
+
+    def _seal_key(self, entry: Entry) -> str:
+        return self.exchange.keys.seal(self.window, entry.peer.hotkey)
+
+
+async def at_once(steps: Sequence[Awaitable[None]]) -> None:
+    """Await all of `steps`, a bounded number at a time."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(step: Awaitable[None]) -> None:
+        async with gate:
+            await step
+
+    await asyncio.gather(*(one(step) for step in steps))
