@@ -33,7 +33,7 @@ async def until(chain: Chain, number: int) -> Block:
 
 @asynccontextmanager
 async def stop_at(chain: Chain, number: int) -> AsyncIterator[Callable[[], bool]]:
-    """A flag for work in another thread: false until block `number` is there, then true."""
+    """A flag for work in another thread: false until block `number` is there or the caller leaves, then true."""
     stop = threading.Event()
 
     async def watch() -> None:
@@ -44,5 +44,6 @@ async def stop_at(chain: Chain, number: int) -> AsyncIterator[Callable[[], bool]
     try:
         yield stop.is_set
     finally:
+        stop.set()  # whoever leaves early, a cancelled task say, must not leave the thread at work
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)

@@ -47,3 +47,9 @@ class NetworkError(NeuronError):
     """A network on this machine cannot go on: the process of its only validator died."""
 
     exit_code = 7
+
+
+class NotJudged(NeuronError):
+    """There are no receipts of this window, or none of this peer in it."""
+
+    exit_code = 8

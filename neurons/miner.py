@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from neurons.clock import stop_at, until
 from neurons.node import Node, Parts
 from neurons.rounds import Sealed
-from neurons.training.inner import InnerResult, InnerSettings, InnerTrainer
+from neurons.training.inner import InnerResult, InnerTrainer
 from protocol.errors import NotFinite
 from protocol.sparseloco.compress import compress
 from protocol.sparseloco.payload import Header, sync_proof
@@ -34,7 +34,7 @@ class Miner(Node):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
-        self.trainer = InnerTrainer(self.run.model, inner_settings(self.run), parts.dtype)
+        self.trainer = InnerTrainer(self.run.model, self.run.inner, parts.dtype)
         self.error = np.zeros(self.layout.size, np.float32)
         self.last_sent = -1
         """The window of the last payload; error feedback only carries over to the next one."""
@@ -77,8 +77,9 @@ class Miner(Node):
         per_step = self.run.inner.pages_per_step
         batches = [np.concatenate(pages[i : i + per_step]) for i in range(0, len(pages), per_step)]
         self.report(f"training {len(batches)} steps")
+        age = window.number - self.run.time.first_window
         async with stop_at(self.chain, self.training_end(window)) as stop:
-            return await asyncio.to_thread(self.trainer.train, self.state.theta, batches, window.number, stop)
+            return await asyncio.to_thread(self.trainer.train, self.state.theta, batches, age, stop)
 
     async def header(self, window: Window, steps: int, tokens: int) -> bytes:
         """The header of a payload of this miner for `window`."""
@@ -159,18 +160,9 @@ class Miner(Node):
         self.last_sent = int(metadata["window"])
 
 
-def inner_settings(run):
-    i = run.inner
-    return InnerSettings(
-        steps=i.steps,
-        batch_sequences=i.pages_per_step * run.dataset.page_sequences,
-        lr=i.learning_rate,
-        beta1=i.beta1,
-        beta2=i.beta2,
-        eps=i.epsilon,
-        weight_decay=i.weight_decay,
-        grad_clip=i.gradient_clip,
-        warmup_steps=i.warmup_steps,
-        decay_steps=i.decay_steps,
-        final_lr_fraction=i.final_learning_rate_share,
-    )
+if __name__ == "__main__":
+    import sys
+
+    from neurons.cli import main
+
+    sys.exit(main(["miner", *sys.argv[1:]]))

@@ -22,8 +22,8 @@ from protocol.chain.local import LocalChain
 from protocol.chain.port import Chain
 from protocol.errors import AlreadyRegistered
 from protocol.run import Run, parse_run
-from storage.directory import DirectoryBucket
 from storage.dataset import open_dataset
+from storage.directory import DirectoryBucket
 from storage.location import LocalLocation, decode, encode, open_bucket
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

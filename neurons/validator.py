@@ -37,7 +37,7 @@ class Memory(Document):
     """What a validator keeps over a restart: its scorebook, and the windows in which it saw each payload's records."""
 
     book: Scorebook
-    bodies: dict[str, int] = {}
+    bodies: dict[str, int]
 
 
 class Validator(Node):
@@ -281,4 +281,12 @@ class Validator(Node):
             memory = Memory.parse(path.read_bytes())
             if memory.book.run_digest == self.run.digest():
                 return memory
-        return Memory(book=Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window))
+        return Memory(book=Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window), bodies={})
+
+
+if __name__ == "__main__":
+    import sys
+
+    from neurons.cli import main
+
+    sys.exit(main(["validator", *sys.argv[1:]]))
