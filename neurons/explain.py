@@ -274,25 +274,29 @@ class Explanation:
         return f"{change}: no penalty"
 
     def _final(self) -> Iterator[str]:
-        after, gauntlet = self.receipt.after, self.run.gauntlet
+        after = self.receipt.after
         factors = (max(0.0, after.rating), max(0.0, after.unique_work), after.sync, after.standing)
         product = math.prod(factors)
-        terms = " × ".join(
-            (_floored(after.rating), _floored(after.unique_work), number(after.sync), number(after.standing))
-        )
+        floored = (_floored(after.rating), _floored(after.unique_work))
         yield "max(0, rating) × max(0, unique work) × sync × standing"
-        yield f"{terms} = {number(product)}"
+        yield f"{' × '.join((*floored, number(after.sync, 3), number(after.standing, 3)))} = {number(product, 3)}"
         if math.isclose(product, after.final, rel_tol=1e-9, abs_tol=1e-12):
             return
-        if after.final != 0.0:
-            yield f"the receipt says {number(after.final)}, which this product is not: audit this validator"
-        elif after.unique_work < gauntlet.unique_work_threshold:
-            yield (
-                f"but 0: after {plural(gauntlet.unique_work_windows, 'window')} unique work must reach "
-                f"{number(gauntlet.unique_work_threshold)}"
-            )
+        if after.final == 0.0:
+            yield f"but 0: {' or '.join(self._why_nothing())}"
         else:
-            yield f"but 0: inactive, no seal for {plural(self.run.penalties.inactive_windows, 'window')} or more"
+            yield f"the receipt says {number(after.final, 3)}, which this product is not: audit this validator"
+
+    def _why_nothing(self) -> Iterator[str]:
+        """Which rule may have set the final score to zero; a receipt does not count windows, so it can be two."""
+        gauntlet, absent = self.run.gauntlet, self.receipt.reason in (Reason.NO_SEAL, Reason.UNREACHABLE)
+        if absent:
+            yield f"inactive, with no seal for {plural(self.run.penalties.inactive_windows, 'window')} or more"
+        if not absent or self.receipt.after.unique_work < gauntlet.unique_work_threshold:
+            yield (
+                f"unique work in doubt, below {number(gauntlet.unique_work_threshold)} after "
+                f"{plural(gauntlet.unique_work_windows, 'window')}"
+            )
 
     def _paid(self) -> Iterator[str]:
         receipt, later = self.receipt, self.receipts.window + 2
@@ -337,7 +341,7 @@ def _stored(submission: Submission) -> str:
 
 
 def _floored(value: float) -> str:
-    return number(value) if value >= 0 else f"max(0, {number(value)})"
+    return number(value, 3) if value >= 0 else f"max(0, {number(value, 3)})"
 
 
 _STYLES = {"✓": "green", "●": "green", "✕": "red", "→": "yellow"}

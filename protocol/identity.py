@@ -60,7 +60,8 @@ class Document(BaseModel):
             return cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
+            # Names of unknown fields are the peer's own text: it reaches logs and screens neither raw nor at length.
+            where = ascii(".".join(str(part) for part in first["loc"]))[1:-1][:80] or "document"
             raise DocumentError(f"{cls.__name__}: {where}: {first['msg']}") from error
 
 

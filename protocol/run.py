@@ -22,6 +22,7 @@ PRESETS = ("demo", "150m", "1b", "8b", "covenant-72b")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Time(Document):
@@ -57,8 +58,8 @@ class Inner(Document):
     steps: Count
     pages_per_step: Count
     learning_rate: Annotated[float, Field(gt=0.0)]
-    beta1: Share = 0.9
-    beta2: Share = 0.95
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
     epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
@@ -161,11 +162,14 @@ class Run(Document):
     checkpoints: Checkpoints = Checkpoints()
 
     @model_validator(mode="after")
-    def _pages_suffice(self) -> Run:
+    def _parts_agree(self) -> Run:
         if self.gauntlet.own_pages > self.pages_per_window:
             raise ValueError(
                 "gauntlet.own_pages exceeds the pages a miner reads in a window (inner.steps x pages_per_step)"
             )
+        # Two peers share k of 4096 positions by chance alone; a limit no higher would call honest work a copy.
+        if self.sparseloco.k / 4096 >= self.gauntlet.overlap_limit < 1.0:
+            raise ValueError("gauntlet.overlap_limit must be above sparseloco.k / 4096, or 1.0 to compare nothing")
         if "model_type" not in self.model:
             raise ValueError("model.model_type is missing: name a Hugging Face causal language model, e.g. 'llama'")
         return self
@@ -194,7 +198,7 @@ def parse_run(text: str) -> Run:
     """Read run.toml; raises `RunError` with the key and what is allowed there."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the parser has bounds of its own: digits, nesting
         raise RunError(f"run.toml is not TOML: {error}") from error
     return run_from_table(table)
 
@@ -217,4 +221,4 @@ def preset_table(name: str) -> dict[str, Any]:
     """The constants of a preset, all but `genesis_root` and `dataset.index_digest`, which a new run must fill in."""
     if name not in PRESETS:
         raise RunError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return tomllib.loads((files("protocol") / "presets" / f"{name}.toml").read_text())
+    return tomllib.loads((files("protocol") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))

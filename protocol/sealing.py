@@ -8,6 +8,7 @@ from blake3 import blake3
 from pydantic import Field
 
 from protocol.identity import Digest, Document, SignedDocument
+from protocol.window import WindowNumber
 
 SEAL_LIMIT_BYTES = 64 * 1024
 """Largest seal or reveal anyone reads; a seal with 400 shards fits."""
@@ -16,7 +17,7 @@ SEAL_LIMIT_BYTES = 64 * 1024
 class SealedShard(Document):
     """One encrypted shard: its size and BLAKE3 digest as it lies in the bucket."""
 
-    size_bytes: Annotated[int, Field(ge=1)]
+    size_bytes: Annotated[int, Field(ge=1, lt=2**48)]
     digest: Digest
 
 
@@ -24,7 +25,7 @@ class Seal(SignedDocument):
     """What a miner commits to before the close: the encrypted payload and the digest of the key that opens it."""
 
     run_digest: Digest
-    window: Annotated[int, Field(ge=0)]
+    window: WindowNumber
     layout_digest: Digest
     base_root: Digest
     shards: tuple[SealedShard, ...]
@@ -35,7 +36,7 @@ class Seal(SignedDocument):
 class Reveal(Document):
     """The key, published when every seal is fixed. It needs no signature: the seal names its digest."""
 
-    window: Annotated[int, Field(ge=0)]
+    window: WindowNumber
     key: Digest
 
     def opens(self, seal: Seal) -> bool:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from protocol.run import Time
+
+WindowNumber = Annotated[int, Field(ge=0, lt=10**8)]
+"""A window in a document. Object keys pad it to eight digits."""
 
 
 @dataclass(frozen=True, slots=True)

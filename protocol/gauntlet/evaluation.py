@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
+LOSS_CEILING = 1000.0
+"""Nats. A sequence on which the model does worse than this, or answers NaN, counts as this much."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gain:
@@ -37,9 +40,21 @@ def standard_error(samples: F64) -> float:
     return float(samples.std(ddof=1) / math.sqrt(len(samples))) if len(samples) > 1 else 0.0
 
 
+def bounded_losses(losses: F64) -> F64:
+    """Losses, float64 [n] in nats, at most `LOSS_CEILING`: a payload that breaks the model must come last, not break
+    whoever judges it."""
+    return np.minimum(np.nan_to_num(losses, nan=LOSS_CEILING), LOSS_CEILING)
+
+
 def measured_gain(before: F64, after: F64) -> Gain:
-    """(L(θ; D) − L(θ − step; D)) / L(θ; D) from losses per sequence, float64 [n] in nats, before and after."""
-    return Gain((before - after) / before.mean(), measured=True)
+    """(L(θ; D) − L(θ − step; D)) / L(θ; D) from bounded losses per sequence, float64 [n] in nats, before and after."""
+    before = bounded_losses(before)
+    return Gain((before - bounded_losses(after)) / before.mean(), measured=True)
+
+
+def first_order_gain(shares: F64) -> Gain:
+    """Gain from shares of the loss per page, float64 [n]. One that is not finite says nothing and counts 0."""
+    return Gain(np.where(np.isfinite(shares), shares, 0.0), measured=False)
 
 
 def rank_by_gain(gains: Mapping[int, Gain], draw_errors: float) -> dict[int, int]:
@@ -69,7 +84,8 @@ def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -
 
     `gains` holds each peer's gain per page, float64 [pages]; `own` and `shared` select the pages of `uid` and the
     random ones. A peer's advantage on a page is its gain less the median gain of the others; the result is
-    tanh(z / 2) of Welch's z between its advantage on own and on shared pages. None when `uid` was not judged.
+    tanh(z / 2) of Welch's z between its advantage on own and on shared pages. None when `uid` was not judged or a
+    gain is not finite.
     """
     if uid not in gains:
         return None
@@ -78,6 +94,8 @@ def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -
     advantage = gains[uid] - rivals
     difference = float(advantage[own].mean() - advantage[shared].mean())
     error = math.hypot(standard_error(advantage[own]), standard_error(advantage[shared]))
+    if not math.isfinite(difference):
+        return None
     if error == 0.0:
         return 0.0 if difference == 0.0 else math.copysign(1.0, difference)
     return math.tanh(difference / error / 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from protocol.errors import Reason
 from protocol.identity import Address, Digest, Document, SignedDocument

@@ -24,7 +24,7 @@ SIGMA = 25.0 / 3.0
 
 class PeerRecord(Document):
     """What is known of one hotkey in one slot. `unique_work` is the moving average in [−1, 1], `judged` the windows
-    behind it, `signs` the signs of the latest gains (1 or −1), `absent` the windows in a row without a seal,
+    behind it, `signs` the signs of the latest gains (1 or −1), `absent` the windows in a row in which no seal was seen,
     `last_measured` the window in which its gain was last measured (−1: never)."""
 
     uid: Uid
@@ -103,13 +103,20 @@ class Scorebook(Document):
 
 
 def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> Scorebook:
-    """The scorebook after `window`. Events are one per peer, in any order; `LedgerError` if a window is repeated."""
+    """The scorebook after `window`. Events are one per peer, in any order; `LedgerError` if a window is repeated.
+
+    A peer without an event keeps its record and counts as absent: a validator that saw nothing of a window must not
+    forget everyone, and a peer must not be able to shed a bad record by hiding for a window.
+    """
     if window < book.window:
         raise LedgerError(f"the scorebook already holds window {window}")
     events = sorted(events, key=lambda event: event.uid)
     ratings = _play(book, events, run)
     amnesty = is_bad_window([e.gain for e in events if e.gain is not None], run.penalties.amnesty_rank)
     records = [_advance(book.of(e.uid, e.hotkey), e, ratings.get(e.uid), amnesty, window, run) for e in events]
+    seen = {event.uid for event in events}
+    records += [r.model_copy(update={"absent": r.absent + 1}) for r in book.peers if r.uid not in seen]
+    records.sort(key=lambda record: record.uid)
     return Scorebook(run_digest=book.run_digest, window=window + 1, peers=tuple(records))
 
 

@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import Reason
-from protocol.gauntlet.evaluation import Gain, rank_by_gain, unique_work
+from protocol.gauntlet.evaluation import (
+    Gain,
+    bounded_losses,
+    first_order_gain,
+    measured_gain,
+    rank_by_gain,
+    unique_work,
+)
 from protocol.gauntlet.receipts import Judgement, Receipt, Standing, Submission
 from protocol.gauntlet.scorebook import Event, PeerRecord, Scorebook, update
 from protocol.gauntlet.selection import select
@@ -51,8 +58,8 @@ class Findings:
     def gain(self) -> Gain:
         """The gain that ranks: measured where it was, else first-order."""
         if self.after is None:
-            return Gain(self.shared, measured=False)
-        return Gain((self.before - self.after) / self.before.mean(), measured=True)
+            return first_order_gain(self.shared)
+        return measured_gain(self.before, self.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +141,9 @@ def _judgement(found: Findings, rank: int) -> Judgement:
     return Judgement(
         gain=found.gain.value,
         gain_error=found.gain.error,
-        first_order_gain=float(found.shared.mean()),
+        first_order_gain=first_order_gain(found.shared).value,
         rank=rank,
-        loss_before=float(found.before.mean()),
+        loss_before=float(bounded_losses(found.before).mean()),
         loss_after=_mean(found.after),
         own_loss_before=_mean(found.own_before),
         own_loss_after=_mean(found.own_after),
@@ -145,7 +152,7 @@ def _judgement(found: Findings, rank: int) -> Judgement:
 
 
 def _mean(losses: F64 | None) -> float | None:
-    return None if losses is None else float(losses.mean())
+    return None if losses is None else float(bounded_losses(losses).mean())
 
 
 def _standing(record: PeerRecord, run: Run) -> Standing:

@@ -13,6 +13,7 @@ from protocol.errors import DocumentError, LedgerError, Reason
 from protocol.identity import Address, Digest, Document, SignedDocument
 from protocol.run import Run
 from protocol.sealing import SealedShard
+from protocol.window import WindowNumber
 
 MANIFEST_LIMIT_BYTES = 4 * 2**20
 FIRST_PREVIOUS = "0" * 64
@@ -46,7 +47,7 @@ class Manifest(SignedDocument):
     uids that may contribute to window + 2 (no list: all may)."""
 
     run_digest: Digest
-    window: Annotated[int, Field(ge=0)]
+    window: WindowNumber
     previous: Digest
     root: Digest
     alpha: float

@@ -68,7 +68,7 @@ def shard_sizes(layout: Layout, run: Run, shard_bytes: int = SHARD_BYTES) -> tup
         left, record = group.count, group.format.size_bytes
         while left:
             fit = (shard_bytes - current) // record
-            if fit == 0 and current:
+            if fit < 1 and current:
                 sizes.append(current)
                 current = 0
                 continue

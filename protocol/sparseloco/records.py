@@ -4,12 +4,13 @@ A record of a chunk of `length` elements with k positions holds, each section pa
 
     upper map    k + ((length − 1) >> l) + 1 bits: bit (position >> l) + rank is set for each position
     low bits     k × l bits: position mod 2^l, in order;  l = floor(log2(length / k))
-    2-bit mode   k sign bits (1 = negative), k level bits (1 = upper level), lower and upper level code
+    2-bit mode   k sign bits (1 = negative), k level bits (1 = upper level), lower and upper level code; both
+                 levels are used, or they are equal and no level bit is set
     1-bit mode   k sign bits, one level code
     32-bit mode  k little-endian fp32 values
 
 Bits fill a byte from the least significant end. With k = 64 and 2 bits a full chunk takes 82 bytes. The
-encoding is canonical: `unpack` refuses every byte string that `pack` cannot produce for some update.
+encoding is canonical: an update has one encoding, and `unpack` refuses every other byte string.
 """
 
 from __future__ import annotations
@@ -144,8 +145,12 @@ def unpack(fmt: RecordFormat, records: U8) -> tuple[I64, Codes]:
     codes = Codes(negative, high, levels, np.empty((n, 0), np.float32))
     if (levels[:, 0] > levels[:, 1]).any():
         raise Rejected(Reason.BAD_LEVEL, "the lower level exceeds the upper one")
-    if high[levels[:, 0] == levels[:, 1]].any():
+    one = levels[:, 0] == levels[:, 1]
+    if high[one].any():
         raise Rejected(Reason.BAD_LEVEL, "level bits are set where both levels are equal")
+    # An unused level would be a byte that anyone can change without changing the update.
+    if (~one & (high.all(axis=1) | ~high.any(axis=1))).any():
+        raise Rejected(Reason.BAD_LEVEL, "two levels are given and only one is used")
     if (negative & (codes.used() == 0)).any():
         raise Rejected(Reason.BAD_LEVEL, "a zero carries a sign")
     return positions, codes
