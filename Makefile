@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup  ## a whole network on this machine, in the folder demo/
-	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 12
+	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 14
 
 test: setup  ## everything that must hold
 	$(BIN)/python -m pytest

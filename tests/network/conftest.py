@@ -82,7 +82,7 @@ def tiny_table() -> dict[str, Any]:
         "num_key_value_heads": 1,
     }
     table["dataset"] |= {"sequence_tokens": 64, "page_sequences": 4, "slots": 8}
-    table["inner"] |= {"steps": 6, "learning_rate": 4e-3}
+    table["inner"] |= {"steps": 6, "learning_rate": 4e-3, "warmup_steps": 6}
     return table
 
 
