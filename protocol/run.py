@@ -22,6 +22,7 @@ PRESETS = ("demo", "150m", "1b", "8b", "covenant-72b")
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -152,7 +153,7 @@ class Run(Document):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     genesis_root: Digest
     time: Time
-    model: dict[str, bool | int | float | str]
+    model: dict[str, Scalar | dict[str, Scalar]]
     dataset: Dataset
     inner: Inner
     sparseloco: SparseLoCo = SparseLoCo()
