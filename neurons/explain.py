@@ -196,7 +196,7 @@ class Explanation:
             yield f"✓ clear of {', '.join(passed)}"
         yield f"✕ {reason}: {plain(self.receipt.detail)}"
         meaning, remedy = MEANINGS[reason]
-        yield f"  {meaning}"
+        yield meaning
         yield f"→ {remedy}"
 
     def _applied(self) -> str:
@@ -301,8 +301,8 @@ class Explanation:
     def _paid(self) -> Iterator[str]:
         receipt, later = self.receipt, self.receipts.window + 2
         places = {
-            "gather": f"on the gather list: its valid payload is applied from window {later} on",
-            "reserve": f"on the reserve list: it steps in from window {later} on when a gather peer fails",
+            "gather": f"on the gather list: its payload of window {later} is applied if valid",
+            "reserve": f"on the reserve list: it steps in in window {later} if a gather peer fails",
         }
         yield places.get(receipt.list_next, f"on no list for window {later}")
         yield f"weight {percent(receipt.weight, 2)} of what this validator gives"
