@@ -22,7 +22,7 @@ from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import DocumentError, LedgerError, Rejected
+from protocol.errors import Divergence, DocumentError, LedgerError, Rejected
 from protocol.ledger.manifest import (
     FIRST_PREVIOUS,
     MANIFEST_LIMIT_BYTES,
@@ -83,6 +83,7 @@ class Node:
         self.lists: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         """Gather and reserve lists by the window in which they take effect."""
         self.state = State(self.layout, empty_flat(self.layout.size), -1, FIRST_PREVIOUS)
+        self._doubted: set[int] = set()
         self._activity, self._since = "", time.time()
         self._loss: float | None = None
 
@@ -92,7 +93,11 @@ class Node:
         """Join, then one window after the other until cancelled."""
         await self.join()
         while True:
-            await self.window(await self.next_window())
+            try:
+                await self.window(await self.next_window())
+            except Divergence as error:
+                log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
+                await self.load()
 
     async def window(self, number: int) -> None:
         """Take part in window `number`."""
@@ -145,7 +150,8 @@ class Node:
 
     async def find_manifest(self, number: int) -> Manifest | None:
         """The manifest of window `number` that this state can take, or None while there is none. A validator of
-        rank j counts only from its fail-over block on."""
+        rank j counts only from its fail-over block on. Raises `Divergence`, once a window, when a manifest is right
+        in everything but the root; if a fresh start gives the same root again, it is the manifest that is wrong."""
         head = await self.chain.head()
         ranks = {v.hotkey: rank for rank, v in enumerate(await self.validators())}
         for source in await self.ledger_sources():
@@ -156,6 +162,11 @@ class Node:
                 continue
             try:
                 check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
+            except Divergence:
+                if number in self._doubted:
+                    continue
+                self._doubted.add(number)
+                raise
             except LedgerError as error:
                 log.warning("refused from uid %d: %s", source.uid, error)
                 continue
@@ -290,7 +301,8 @@ class Node:
         """Say what this neuron does now, to the log and to the live screen."""
         if activity != self._activity:
             log.info("window %d: %s", self.state.window, activity)
-            self._activity, self._since = activity, time.time()
+            self._doubted: set[int] = set()
+        self._activity, self._since = activity, time.time()
         self._loss = self._loss if loss is None else loss
         status = NodeStatus(
             name=self.parts.name,

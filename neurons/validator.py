@@ -66,6 +66,11 @@ class Validator(Node):
         await self.publish(window, verdict, held_out_before, held_out_after)
         await self.pay(number, verdict)
 
+    async def load(self) -> None:
+        """As for every node; what was measured on another state is forgotten."""
+        self.held_out_loss = None
+        await super().load()
+
     async def next_window(self) -> int:
         """The first window without a manifest. Unlike a miner, a validator must not wait for it: it may have to
         write it."""
@@ -154,8 +159,6 @@ class Validator(Node):
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
         """Evaluate the payloads of this window on θ_W while the next window trains, until that closes."""
         await self._poll(found, window, set(found.entries))
-        if (await self.chain.head()).number >= window.reveal_block:
-            await found.finish()
         found.reject_copies(self._copies(found), {c.uid for c in manifest.contributions})
         payloads = found.payloads()
         self.report(f"judging {len(payloads)} payloads")
@@ -171,6 +174,8 @@ class Validator(Node):
             findings = await asyncio.to_thread(
                 self._judge().evaluate, window.number, updates, measured, random_pages, own_pages, out_of_time
             )
+        await until(self.chain, window.reveal_block)
+        await found.finish()
         return findings
 
     def close(self, window: Window, found: Round, findings: dict[int, Findings], manifest: Manifest) -> Verdict:

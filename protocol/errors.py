@@ -29,6 +29,10 @@ class LedgerError(ProtocolError):
     """A manifest breaks a rule of the ledger: wrong signer, broken hash chain, or a root that differs."""
 
 
+class Divergence(LedgerError):
+    """A manifest follows this node's ledger but names another root of θ: one of the two states is wrong."""
+
+
 class ChainError(ProtocolError):
     """Root of what a chain can refuse. The message says what to do."""
 

@@ -38,8 +38,11 @@ class Time(Document):
 
     @model_validator(mode="after")
     def _in_order(self) -> Time:
-        if not self.seal_blocks + 1 < self.reveal_blocks <= self.manifest_blocks < self.window_blocks:
-            raise ValueError("must hold: seal_blocks + 1 < reveal_blocks <= manifest_blocks < window_blocks")
+        if not self.seal_blocks + 1 < self.reveal_blocks <= self.manifest_blocks:
+            raise ValueError("must hold: seal_blocks + 1 < reveal_blocks <= manifest_blocks")
+        # Else nobody could train in the window after one whose leader was silent.
+        if self.manifest_blocks + self.failover_blocks >= self.window_blocks:
+            raise ValueError("must hold: manifest_blocks + failover_blocks < window_blocks")
         return self
 
 

@@ -20,11 +20,14 @@ from protocol.run import Run
 
 MU = 25.0
 SIGMA = 25.0 / 3.0
+NOISE_ERRORS = 2.0
+"""A gain closer to zero than this many standard errors says neither that a peer helps nor that it harms."""
 
 
 class PeerRecord(Document):
     """What is known of one hotkey in one slot. `unique_work` is the moving average in [−1, 1], `judged` the windows
-    behind it, `signs` the signs of the latest gains (1 or −1), `absent` the windows in a row in which no seal was seen,
+    behind it, `signs` the signs of the latest gains (1, −1, or 0 within
+    the noise), `absent` the windows in a row in which no seal was seen,
     `last_measured` the window in which its gain was last measured (−1: never)."""
 
     uid: Uid
@@ -66,7 +69,7 @@ class PeerRecord(Document):
 
 class Event(Document):
     """What happened to one peer in one window. `reason` is None when every check passed; `gain` is the gain on the
-    shared random pages and `rank` its rank (equal ranks are draws); `unique_work` is this window's value. All
+    shared random pages with its standard error, and `rank` its rank (equal ranks are draws); `unique_work` is this window's value. All
     three are None when the peer was not judged. `measured` says whether the gain is a measured one."""
 
     uid: Uid
@@ -74,6 +77,7 @@ class Event(Document):
     reason: Annotated[Reason, Field(strict=False)] | None
     steps_behind: int = 0
     gain: float | None = None
+    gain_error: float = 0.0
     rank: int | None = None
     measured: bool = False
     unique_work: float | None = None
@@ -137,7 +141,7 @@ def _advance(
     old: PeerRecord, event: Event, rating: tuple[float, float] | None, amnesty: bool, window: int, run: Run
 ) -> PeerRecord:
     mu, sigma = rating or (old.mu, old.sigma)
-    signs = old.signs if event.gain is None else (*old.signs, 1 if event.gain >= 0 else -1)
+    signs = old.signs if event.gain is None else (*old.signs, _sign(event.gain, event.gain_error))
     signs = signs[-run.penalties.negative_span :]
     rate = run.gauntlet.unique_work_rate
     fresh = event.unique_work
@@ -154,6 +158,11 @@ def _advance(
         absent=old.absent + 1 if event.reason in (Reason.NO_SEAL, Reason.UNREACHABLE) else 0,
         last_measured=window if event.measured else old.last_measured,
     )
+
+
+def _sign(gain: float, error: float) -> int:
+    noise = NOISE_ERRORS * error
+    return 1 if gain > noise else -1 if gain < -noise else 0
 
 
 def _standing(old: float, event: Event, signs: tuple[int, ...], amnesty: bool, run: Run) -> float:

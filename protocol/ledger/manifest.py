@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from protocol.chain.port import Neuron
-from protocol.errors import DocumentError, LedgerError, Reason
+from protocol.errors import Divergence, DocumentError, LedgerError, Reason
 from protocol.identity import Address, Digest, Document, SignedDocument
 from protocol.run import Run
 from protocol.sealing import SealedShard
@@ -64,7 +64,7 @@ def leader_order(neurons: Sequence[Neuron]) -> tuple[Neuron, ...]:
 
 def check_manifest(manifest: Manifest, run: Run, window: int, previous: str, root: str, signer: str) -> None:
     """Raise `LedgerError`, naming the field and both values, unless `manifest` may follow `previous` on a state
-    with this root."""
+    with this root; `Divergence` when only the root differs."""
     try:
         manifest.verify(signer)
     except DocumentError as error:
@@ -73,7 +73,6 @@ def check_manifest(manifest: Manifest, run: Run, window: int, previous: str, roo
         "run_digest": run.digest(),
         "window": window,
         "previous": previous,
-        "root": root,
         "alpha": run.sparseloco.alpha(window),
     }
     for field, value in expected.items():
@@ -84,3 +83,5 @@ def check_manifest(manifest: Manifest, run: Run, window: int, previous: str, roo
         raise LedgerError(f"manifest {window}: contributions are not in ascending uid")
     if len(uids) > run.gauntlet.gather_size:
         raise LedgerError(f"manifest {window}: {len(uids)} contributions, the run allows {run.gauntlet.gather_size}")
+    if manifest.root != root:
+        raise Divergence(f"manifest {window}: root is {manifest.root}, this node has {root}")

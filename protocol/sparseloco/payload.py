@@ -27,8 +27,8 @@ SYNC_POSITIONS = 4096
 
 _MAGIC = b"WNDR"
 _VERSION = 1
-_HEADER = struct.Struct("<4sHHQ32s32s32s32s32sQQ")
-HEADER_BYTES = _HEADER.size
+HEADER = struct.Struct("<4sHHQ32s32s32s32s32sQQ")
+HEADER_BYTES = HEADER.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Header:
 
     def pack(self) -> bytes:
         """The header's bytes."""
-        return _HEADER.pack(
+        return HEADER.pack(
             _MAGIC,
             _VERSION,
             0,
@@ -103,7 +103,7 @@ def read_payload(data: bytes, run: Run, layout: Layout, hotkey: str, window: int
     """
     if len(data) < HEADER_BYTES:
         raise Rejected(Reason.NOT_CANONICAL, f"{len(data)} bytes are too few for a header")
-    fields = _HEADER.unpack_from(data)
+    fields = HEADER.unpack_from(data)
     (
         magic,
         version,

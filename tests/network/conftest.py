@@ -7,8 +7,9 @@ so a scenario takes as long as its arithmetic and runs the same on a slow or bus
 from __future__ import annotations
 
 import asyncio
+import itertools
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from neurons.miner import Miner
 from neurons.node import Node, Parts
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
 from protocol.chain.local import LocalChain, LocalChainConfig
+from protocol.gauntlet.receipts import Receipts
+from protocol.ledger.manifest import Manifest
 from protocol.ledger.state import state_root
 from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.layout import Layout
+from storage.bucket import Bucket
 from storage.checkpoint import write_checkpoint
 from storage.dataset import open_dataset, write_dataset
 from storage.directory import DirectoryBucket
+from storage.errors import NotFound
 from storage.keys import Keys
 from storage.location import LocalLocation, decode, encode, open_bucket
 
@@ -81,24 +86,26 @@ def tiny_table() -> dict[str, Any]:
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
-    table["dataset"] |= {"sequence_tokens": 64, "page_sequences": 4, "slots": 8}
+    table["dataset"] |= {"sequence_tokens": 64, "page_sequences": 8, "slots": 6}
+    table["gauntlet"] |= {"own_pages": 6}
     table["inner"] |= {"steps": 6, "learning_rate": 4e-3, "warmup_steps": 6}
     return table
 
 
 @dataclass
 class Simulation:
-    """A network in a folder. `tamper` of a member wraps its parts before its node is made."""
+    """A network in a folder: validators are the members that have a stake, first of all."""
 
     folder: Path
     table: dict[str, Any] = field(default_factory=tiny_table)
     stakes: tuple[float, ...] = (1000.0,)
     nodes: dict[str, Node] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
 
     async def create(self, names: list[str]) -> None:
         """Dataset, genesis, chain; one registered wallet per name, validators first."""
-        torch.set_num_threads(1)
+        self.names = names
         text = np.frombuffer(_text().encode("ascii"), np.uint8).astype(np.uint32)
         shape = self.table["dataset"]
         bucket = DirectoryBucket(self.folder / "dataset")
@@ -131,6 +138,7 @@ class Simulation:
             emission_per_block=1.0,
             max_registrations_per_block=64,
         )
+        self.dataset = await open_dataset(bucket, index)
         self.keypairs = {name: Keypair.create_from_uri(f"//{name}") for name in names}
         self.coldkey = Keypair.create_from_uri("//coldkey")
         self.chain = LocalChain.create(
@@ -165,8 +173,8 @@ class Simulation:
             "dataset": self.dataset,
             "hotkey": self.keypairs[name],
             "bucket": self.bucket(name),
-            "location": encode(LocalLocation(name)),
-            "open_bucket": lambda data: open_bucket(decode(data), self.folder / "buckets"),
+            "location": self.location(name),
+            "open_bucket": self.open_bucket,
             "folder": folder,
             "dtype": torch.float32,
         }
@@ -184,6 +192,45 @@ class Simulation:
             for task in self.tasks.values():
                 if task.done():
                     task.result()
+
+    async def windows(self, count: int) -> None:
+        """Go on until `count` more windows have been judged by the first validator."""
+        target = max(0, self.nodes[self.names[0]].state.window) + count
+        for _ in range(2 * count * self.run.time.window_blocks + 60):
+            if self.nodes[self.names[0]].state.window >= target and await self.is_judged(target - 1):
+                return
+            await self.blocks(1)
+        raise AssertionError(f"window {target - 1} was not judged")
+
+    async def is_judged(self, window: int) -> bool:
+        """Whether the first validator has published receipts of `window`."""
+        try:
+            await self.receipts(window)
+        except NotFound:
+            return False
+        return True
+
+    async def receipts(self, window: int, name: str | None = None) -> Receipts:
+        """The receipts of a validator, the first by default."""
+        bucket = self.bucket(name or self.names[0])
+        return Receipts.parse(await bucket.get(self.keys.receipts(window), limit_bytes=10**7))
+
+    async def manifest(self, window: int, name: str | None = None) -> Manifest:
+        """The manifest in a validator's bucket, the first's by default."""
+        bucket = self.bucket(name or self.names[0])
+        return Manifest.parse(await bucket.get(self.keys.manifest(window), limit_bytes=10**7))
+
+    def roots(self) -> set[tuple[int, str]]:
+        """(window, root) of every running neuron, recomputed from its parameters."""
+        return {(n.state.window, n.state.root()) for name, n in self.nodes.items() if name in self.tasks}
+
+    def location(self, name: str) -> bytes:
+        """What a member commits on chain."""
+        return encode(LocalLocation(name))
+
+    def open_bucket(self, commitment: bytes) -> Bucket:
+        """Open a member's bucket from its commitment."""
+        return open_bucket(decode(commitment), self.folder / "buckets")
 
     async def stop(self, *names: str) -> None:
         """Stop some neurons, or all of them."""
@@ -212,17 +259,24 @@ def _text() -> str:
 def network(tmp_path: Path) -> Callable[..., Coroutine[Any, Any, Simulation]]:
     """Make a network: `async with await network(["v", "a", "b"]) as net`."""
 
-    async def make(names: list[str], *, table: dict[str, Any] | None = None, **options: Any) -> Simulation:
-        simulation = Simulation(tmp_path, table or tiny_table(), **options)
+    folders = itertools.count()
+
+    async def make(names: list[str], **options: Any) -> Simulation:
+        folder = tmp_path / f"network-{next(folders)}"
+        folder.mkdir()
+        simulation = Simulation(folder, **options)
         await simulation.create(names)
-        simulation.dataset = await open_dataset(DirectoryBucket(tmp_path / "dataset"), index_of(simulation))
         return simulation
 
     return make
 
 
-def index_of(simulation: Simulation) -> str:
-    return simulation.run.dataset.index_digest
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

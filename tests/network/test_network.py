@@ -1,0 +1,189 @@
+"""Whole networks in virtual time: who learns, who is paid, and that nobody ever differs by a bit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from neurons.adversaries import Copycat, FreeRider
+from neurons.explain import explain
+from neurons.leaderboard.view import Watcher
+from neurons.validator import Validator
+from protocol.ledger.manifest import FIRST_PREVIOUS
+
+
+def test_honest_miners_learn_together_and_are_paid_while_cheats_are_not(network, virtual):
+    async def scenario():
+        async with await network(["v", "a", "b", "c", "copycat", "freerider"]) as net:
+            net.start("v", Validator)
+            for name in "abc":
+                net.start(name)
+            net.start("copycat", Copycat)
+            net.start("freerider", FreeRider)
+            roots, windows = [], 10
+            for _ in range(windows):
+                await net.windows(1)
+                await net.blocks(1)
+                held = net.roots()
+                assert len(held) == 1, f"neurons differ: {held}"
+                roots.append(held.pop())
+            assert len(set(roots)) == windows
+            judged = [await net.receipts(window) for window in range(windows)]
+            paid = {n.uid: n.incentive for n in await net.chain.neurons()}
+            view = await Watcher(net.run, net.chain, net.open_bucket).refresh()
+            return judged, paid, view, net.run
+
+    judged, paid, view, run = virtual(scenario())
+    assert judged[-1].held_out_loss_after < 0.85 * judged[0].held_out_loss_before
+    honest, cheats = (1, 2, 3), (4, 5)
+    final = {uid: judged[-1].of(uid).after.final for uid in (*honest, *cheats)}
+    assert min(final[uid] for uid in honest) > max(final[uid] for uid in cheats)
+    assert max(paid[uid] for uid in cheats) < 0.05 * sum(paid[uid] for uid in honest) / len(honest)
+    assert {r.of(4).reason for r in judged} == {"wrong_key", "duplicate"}
+    # The same values on every screen.
+    board = {peer["uid"]: peer for peer in view.to_json()["peers"]}
+    for uid in (*honest, *cheats):
+        told = explain(judged[-1], uid, run, paid[uid]).to_json()
+        for key in ("rating", "unique_work", "sync", "final", "weight", "incentive"):
+            assert told[key] == board[uid][key], key
+
+
+def test_the_same_scenario_twice_gives_the_same_ledger_to_the_bit(network, virtual):
+    async def scenario():
+        async with await network(["v", "a", "b"]) as net:
+            net.start("v", Validator)
+            net.start("a")
+            net.start("b")
+            await net.windows(3)
+            manifests = [await net.manifest(window) for window in range(3)]
+            return [m.root for m in manifests], [c.payload_digest for m in manifests for c in m.contributions]
+
+    assert virtual(scenario()) == virtual(scenario())
+
+
+def test_a_neuron_with_one_flipped_bit_is_refused_and_heals_from_a_checkpoint(network, virtual):
+    async def scenario():
+        async with await network(["v", "a", "b"]) as net:
+            net.start("v", Validator)
+            net.start("a")
+            victim = net.start("b")
+            await net.windows(2)
+            victim.state.theta.view(np.uint32)[1234] ^= 1
+            assert len(net.roots()) == 2
+            await net.windows(4)
+            await net.blocks(1)
+            assert len(net.roots()) == 1
+            return [(await net.receipts(window)).of(2).reason for window in range(6)]
+
+    reasons = virtual(scenario())
+    assert reasons[:2] == [None, None]
+    assert "stale_base" in reasons
+    assert reasons[-1] is None
+
+
+def test_a_miner_that_comes_later_starts_from_a_checkpoint_and_is_judged(network, virtual):
+    async def scenario():
+        async with await network(["v", "a", "b", "late"]) as net:
+            net.start("v", Validator)
+            net.start("a")
+            net.start("b")
+            await net.windows(7)
+            late = net.start("late")
+            await net.windows(2)
+            await net.blocks(1)
+            assert len(net.roots()) == 1
+            log = [r.of(3) for r in [await net.receipts(window) for window in range(9)]]
+            return late.state.window, log
+
+    window, log = virtual(scenario())
+    assert window == 9
+    assert log[0] is None
+    assert log[-1].reason is None
+    assert log[-1].judgement is not None
+
+
+def test_a_network_that_was_stopped_in_the_middle_of_a_window_goes_on(network, virtual):
+    async def scenario():
+        async with await network(["v", "a", "b"]) as net:
+            for name, kind in (("v", Validator), ("a", None), ("b", None)):
+                net.start(name, *([kind] if kind else []))
+            await net.windows(2)
+            await net.blocks(5)
+            book = net.nodes["v"].memory.book
+            await net.stop()
+            await net.blocks(15)  # the chain goes on without anybody
+            net.start("v", Validator)
+            assert net.nodes["v"].memory.book == book
+            for name in "ab":
+                assert net.start(name).last_sent >= 1
+            await net.windows(6)
+            await net.blocks(1)
+            assert len(net.roots()) == 1
+            manifests = [await net.manifest(window) for window in range(net.nodes["v"].state.window)]
+            previous = FIRST_PREVIOUS
+            for manifest in manifests:
+                assert manifest.previous == previous
+                previous = manifest.digest()
+            return [len(manifest.contributions) for manifest in manifests]
+
+    counts = virtual(scenario())
+    assert counts[0] == counts[-1] == 2
+    assert 0 in counts, "the windows nobody could take part in are recorded as empty"
+
+
+def test_a_window_without_any_contribution_leaves_the_state_as_it_is_and_the_next_one_trains_on(network, virtual):
+    async def scenario():
+        async with await network(["v", "a"]) as net:
+            net.start("v", Validator)
+            net.start("a")
+            await net.windows(2)
+            await net.stop("a")
+            await net.windows(2)
+            net.start("a")
+            await net.windows(3)
+            return [await net.manifest(window) for window in range(7)]
+
+    manifests = virtual(scenario())
+    empty = [m.window for m in manifests if not m.contributions]
+    assert empty
+    assert all(manifests[w].root == manifests[w + 1].root for w in empty if w + 1 < len(manifests))
+    assert manifests[-1].contributions
+
+
+def test_a_second_validator_reaches_the_same_scores_and_stands_in_when_the_leader_dies(network, virtual):
+    async def scenario():
+        async with await network(["v", "w", "a", "b"], stakes=(1000.0, 500.0)) as net:
+            net.start("v", Validator)
+            second = net.start("w", Validator)
+            net.start("a")
+            net.start("b")
+            await net.windows(3)
+            await net.blocks(2)
+            ours, theirs = await net.receipts(2), await net.receipts(2, "w")
+            await net.stop("v")
+            await net.blocks(40)
+            assert len(net.roots()) == 1
+            signers = {(await net.manifest(window, "w")).signer for window in range(second.state.window)}
+            last = await net.manifest(second.state.window - 1, "w")
+            return ours, theirs, signers, second.hotkey, last
+
+    ours, theirs, signers, second, last = virtual(scenario())
+    assert ours.scorebook_digest == theirs.scorebook_digest
+    assert ours.receipts == theirs.receipts
+    assert second in signers
+    assert len(signers) == 2
+    assert len(last.contributions) == 2
+
+
+def test_what_the_leaderboard_prints_is_json_that_reads_back(network, virtual):
+    async def scenario():
+        async with await network(["v", "a"]) as net:
+            net.start("v", Validator)
+            net.start("a")
+            await net.windows(1)
+            view = await Watcher(net.run, net.chain, net.open_bucket).refresh()
+            return view.to_json()
+
+    table = virtual(scenario())
+    assert json.loads(json.dumps(table)) == table
