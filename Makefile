@@ -4,30 +4,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test lint check bench clean
 
-setup: $(STAMP)
+setup: $(STAMP)  ## a virtual environment with everything in it
 
 # The stamp is written last, so an interrupted install is repeated and a finished one costs nothing.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Windrow needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Windrow needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: setup  ## a whole network on this machine, in the folder demo/
+demo: setup  ## a whole network on this machine, in the folder demo/; run it again to go on
 	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 14
 
 test: setup  ## everything that must hold
 	$(BIN)/python -m pytest
 
-check: setup  ## what must be clean before each commit
+lint: setup  ## format, style, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
-bench: setup
+check: lint test  ## before each commit
+
+bench: setup  ## what a window costs on this machine
 	$(BIN)/python -m benchmarks.window
 
 clean:
