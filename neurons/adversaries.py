@@ -74,8 +74,7 @@ class Copycat(Miner):
             key = bytes.fromhex(reveal.key)
             await self.exchange.publish_key(Sealed(theirs, key))
             shards = await self.exchange.read_shards(victim.bucket, window.number, victim.hotkey, theirs.shards)
-            data, _ = await self.exchange.open(window.number, victim.hotkey, key, shards)
-            self.loot = data[HEADER_BYTES:]
+            self.loot = self.exchange.decrypt(window.number, victim.hotkey, key, shards)[HEADER_BYTES:]
             return
 
 

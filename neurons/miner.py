@@ -109,7 +109,7 @@ class Miner(Node):
         """Read the sealed shards of those who are on the list, while their keys are still secret."""
         self.report("waiting for the seals")
         await until(self.chain, window.seal_block)
-        gather, reserve = self.lists.get(window.number, ((), ()))
+        gather, reserve = self.listed(window.number)
         listed = {*gather, *reserve}
         peers = [p for p in await self.peers() if p.hotkey != self.hotkey and (not listed or p.uid in listed)]
         await self.exchange.prefetch(window.number, peers)

@@ -28,6 +28,7 @@ from protocol.ledger.manifest import (
     MANIFEST_LIMIT_BYTES,
     Contribution,
     Manifest,
+    check_contributions,
     check_manifest,
     leader_order,
 )
@@ -129,11 +130,11 @@ class Node:
         return leader_order(await self.chain.neurons())
 
     async def peers(self) -> tuple[Peer, ...]:
-        """Every neuron with a commitment this node can read, in ascending uid."""
+        """Every neuron in a slot of this run with a commitment this node can read, in ascending uid."""
         commitments = await self.chain.commitments()
         found = []
         for neuron in await self.chain.neurons():
-            if neuron.hotkey not in commitments:
+            if neuron.hotkey not in commitments or neuron.uid >= self.run.dataset.slots:
                 continue
             try:
                 bucket = self.parts.open_bucket(commitments[neuron.hotkey])
@@ -161,6 +162,7 @@ class Node:
             if head.number < failover_block(number, ranks[manifest.signer], self.run.time):
                 continue
             try:
+                check_contributions(manifest, self.run, *self.listed(number), self.exchange.sealed_sizes)
                 check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
             except Divergence:
                 if number in self._doubted:
@@ -292,6 +294,10 @@ class Node:
         """Who trains on what in `window`."""
         start = await self.chain.block(window.start_block)
         return Assignment(self.run, start.hash, self.dataset.index.pages)
+
+    def listed(self, window: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Gather and reserve list in effect in `window`; empty while there are none."""
+        return self.lists.get(window, ((), ()))
 
     async def read_pages(self, numbers: tuple[int, ...]) -> list[np.ndarray]:
         """Pages of the dataset, int64 [page_sequences, sequence_tokens] each."""

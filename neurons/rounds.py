@@ -68,7 +68,7 @@ class Exchange:
         self.keys = Keys(run.digest()[:16])
         self._hotkey = hotkey
         self._sealed: dict[str, bytes] = {}
-        self._opened: dict[str, Payload] = {}
+        self._opened: dict[tuple[str, str], Payload] = {}
 
     @property
     def hotkey(self) -> str:
@@ -146,29 +146,30 @@ class Exchange:
                 self._sealed[shard.digest] = data
         return [self._sealed[shard.digest] for shard in shards]
 
-    async def open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> tuple[bytes, Payload]:
-        """Decrypt and decode in a worker thread: the payload's bytes and what they say; raises `Rejected`."""
-        data, payload = await asyncio.to_thread(self._open, window, hotkey, key, sealed)
-        self._opened[payload.digest] = payload
-        return data, payload
+    async def open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes], digest: str) -> Payload:
+        """Decrypt and decode, in a worker thread, the payload with this digest; raises `Rejected`."""
+        # By hotkey too: a seal that names another's payload must not get by without opening it under its own name.
+        if (hotkey, digest) not in self._opened:
+            data = await asyncio.to_thread(self.decrypt, window, hotkey, key, sealed)
+            check_payload_digest(data, digest)
+            self._opened[hotkey, digest] = await asyncio.to_thread(read_payload, data, self.run, self.layout, hotkey, window)
+        return self._opened[hotkey, digest]
 
-    def _open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> tuple[bytes, Payload]:
+    def decrypt(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> bytes:
+        """The bytes of a payload; `Rejected(wrong_key)` if its shards do not open under this key and hotkey."""
         associated = associated_data(self.run.digest_bytes, window, hotkey)
         try:
-            data = b"".join(decrypt_shard(key, index, associated, shard) for index, shard in enumerate(sealed))
+            return b"".join(decrypt_shard(key, index, associated, shard) for index, shard in enumerate(sealed))
         except SealError as error:
             raise Rejected(Reason.WRONG_KEY, str(error)) from error
-        return data, read_payload(data, self.run, self.layout, hotkey, window)
 
     async def contribution(self, bucket: Bucket, window: int, named: Contribution) -> Payload:
         """The payload a manifest names, from memory or from `bucket`; raises `StorageError` or `Rejected` if it
         is not there."""
-        if named.payload_digest not in self._opened:
-            sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
-            await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed)
-        if named.payload_digest not in self._opened:
-            raise Rejected(Reason.SHARD_DIGEST, "the opened payload is not the one the manifest names")
-        return self._opened[named.payload_digest]
+        if (named.hotkey, named.payload_digest) in self._opened:
+            return self._opened[named.hotkey, named.payload_digest]
+        sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
+        return await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed, named.payload_digest)
 
     async def mirror(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish."""
@@ -323,8 +324,7 @@ class Round:
             sealed = await exchange.read_shards(peer.bucket, self.window, peer.hotkey, seal.shards)
         except NotFound as error:
             raise Rejected(Reason.NO_SHARD, "the key is out but a sealed shard is not in the bucket") from error
-        data, payload = await exchange.open(self.window, peer.hotkey, entry.key, sealed)
-        check_payload_digest(data, seal)
+        payload = await exchange.open(self.window, peer.hotkey, entry.key, sealed, seal.payload_digest)
         check_base(payload.header, seal, self.roots, self.window, exchange.run.gauntlet.sync_steps)
         check_sync_proof(payload.header, self.state.theta, self.window_hash)
         entry.payload = payload

@@ -98,7 +98,7 @@ class Validator(Node):
         await found.snapshot()
         await until(self.chain, window.key_block)
         self.report("collecting keys")
-        gather, reserve = self.lists.get(window.number, ((), ()))
+        gather, reserve = self.listed(window.number)
         await self._poll(found, window, {*gather, *reserve} or set(found.entries))
         found.reject_copies(self._copies(found))
         return found
@@ -122,7 +122,7 @@ class Validator(Node):
 
     async def lead(self, window: Window, found: Round) -> Manifest:
         """Write and sign the manifest, after every payload it names lies in the own bucket too."""
-        gather, reserve = self.lists.get(window.number, ((), ()))
+        gather, reserve = self.listed(window.number)
         chosen = contributors(gather, reserve, set(found.payloads()), self.run)
         entries = [found.entries[uid] for uid in chosen]
         next_gather, next_reserve = select(self.memory.book, self.run)
@@ -165,7 +165,7 @@ class Validator(Node):
         judge_hash = (await self.chain.block(window.key_block)).hash
         assignment = await self.assignment(window)
         measured_before = {r.uid: r.last_measured for r in self.memory.book.peers}
-        gather, _ = self.lists.get(window.number, ((), ()))
+        gather, _ = self.listed(window.number)
         measured = sample(set(payloads), set(gather), measured_before, self.run)
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}

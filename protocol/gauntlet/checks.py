@@ -69,9 +69,9 @@ def check_shard(data: bytes, shard: SealedShard) -> None:
         raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
 
 
-def check_payload_digest(data: bytes, seal: Seal) -> None:
-    """Whether the opened payload is the one that was sealed."""
-    if blake3(data).hexdigest() != seal.payload_digest:
+def check_payload_digest(data: bytes, payload_digest: str) -> None:
+    """Whether an opened payload is the one that was named, before anything in it is believed."""
+    if blake3(data).hexdigest() != payload_digest:
         raise Rejected(Reason.SHARD_DIGEST, "the opened payload is not the one that was sealed")
 
 
@@ -113,13 +113,8 @@ def find_copies(
         else:
             others = [p.update for _, p in kept] + list(past)
             share = max((overlap(payload.update, other) for other in others), default=0.0)
-            if share > limit and not _all_zero(payload.update):
+            if share > limit:
                 found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are those of another payload")
             else:
                 kept.append((uid, payload))
     return found
-
-
-def _all_zero(update: SparseUpdate) -> bool:
-    # Zeros tie everywhere, and ties go to the lowest index: equal positions then prove nothing.
-    return not update.values.any()

@@ -62,6 +62,29 @@ def leader_order(neurons: Sequence[Neuron]) -> tuple[Neuron, ...]:
     return tuple(sorted((n for n in neurons if n.validator_permit), key=lambda n: (-n.stake, n.uid)))
 
 
+def check_contributions(
+    manifest: Manifest, run: Run, gather: Sequence[int], reserve: Sequence[int], sealed_sizes: Sequence[int]
+) -> None:
+    """Raise `LedgerError` unless what a manifest applies and lists is allowed: contributors from the lists in effect
+    (anyone, when there are none), objects of the run's sizes, nobody both applied and rejected, lists within bounds."""
+    window, listed = manifest.window, {*gather, *reserve}
+    applied = {contribution.uid for contribution in manifest.contributions}
+    if listed and not applied <= listed:
+        raise LedgerError(f"manifest {window}: uids {sorted(applied - listed)} contribute but are on no list")
+    both = applied & {refusal.uid for refusal in manifest.rejected}
+    if both:
+        raise LedgerError(f"manifest {window}: uids {sorted(both)} are both applied and rejected")
+    for contribution in manifest.contributions:
+        if [shard.size_bytes for shard in contribution.shards] != list(sealed_sizes):
+            raise LedgerError(f"manifest {window}: the shards of uid {contribution.uid} are not of the run's sizes")
+    named = (*manifest.gather, *manifest.reserve)
+    gauntlet = run.gauntlet
+    if len(named) != len({*named}):
+        raise LedgerError(f"manifest {window}: its gather and reserve lists name a uid twice")
+    if len(manifest.gather) > gauntlet.gather_size or len(manifest.reserve) > gauntlet.reserve_size:
+        raise LedgerError(f"manifest {window}: its lists are longer than the run allows")
+
+
 def check_manifest(manifest: Manifest, run: Run, window: int, previous: str, root: str, signer: str) -> None:
     """Raise `LedgerError`, naming the field and both values, unless `manifest` may follow `previous` on a state
     with this root; `Divergence` when only the root differs."""

@@ -17,10 +17,12 @@ F32 = npt.NDArray[np.float32]
 
 def clip_factors(updates: Sequence[SparseUpdate]) -> list[F32]:
     """c_p for each update, fp32 [parameters]: min(1, median of the norms / own norm), 1 for a zero norm.
+    Norms of zero stay out of the median: whoever sends nothing for a parameter must not silence those who do.
     Median, quotient and minimum are taken in binary64, the result is rounded once."""
     if not updates:
         return []
-    medians = [statistics.median(norms) for norms in zip(*(u.norms for u in updates), strict=True)]
+    columns = [[norm for norm in norms if norm > 0] for norms in zip(*(u.norms for u in updates), strict=True)]
+    medians = [statistics.median(norms) if norms else 0.0 for norms in columns]
     return [
         np.array([min(1.0, m / n) if n > 0 else 1.0 for m, n in zip(medians, u.norms, strict=True)], np.float32)
         for u in updates
@@ -56,5 +58,7 @@ def outer_step(theta: F32, updates: Sequence[SparseUpdate], scheme: SparseLoCo, 
 
 
 def overlap(first: SparseUpdate, second: SparseUpdate) -> float:
-    """Share of the positions of `first` that `second` also sends, in [0, 1]."""
-    return len(np.intersect1d(first.indices, second.indices, assume_unique=True)) / len(first.indices)
+    """Share of the positions at which `first` sends something that `second` sends something at too, in [0, 1].
+    Zeros do not count: they tie everywhere, and ties go to the lowest index, so equal positions prove nothing."""
+    ours, theirs = (update.indices[update.values != 0] for update in (first, second))
+    return len(np.intersect1d(ours, theirs, assume_unique=True)) / len(ours) if len(ours) else 0.0

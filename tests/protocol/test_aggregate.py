@@ -204,12 +204,10 @@ def test_a_factor_is_rounded_to_fp32_once() -> None:
     assert clip_factors([with_norms(1.0), with_norms(1.0), with_norms(3.0)])[2][0] == np.float32(1 / 3)
 
 
-def test_a_zero_norm_is_left_alone() -> None:
-    assert [f.tolist() for f in clip_factors([with_norms(0.0), with_norms(0.0), with_norms(5.0)])] == [
-        [1.0],
-        [1.0],
-        [0.0],
-    ]
+def test_who_sends_nothing_for_a_parameter_does_not_silence_those_who_do() -> None:
+    factors = clip_factors([with_norms(0.0), with_norms(0.0), with_norms(0.0), with_norms(4.0), with_norms(12.0)])
+    assert [f.tolist() for f in factors] == [[1.0], [1.0], [1.0], [1.0], [np.float32(8 / 12)]]
+    assert [f.tolist() for f in clip_factors([with_norms(0.0), with_norms(0.0)])] == [[1.0], [1.0]]
     assert clip_factors([]) == []
 
 

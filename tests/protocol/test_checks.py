@@ -200,8 +200,8 @@ def test_a_shard_is_the_sealed_one() -> None:
 
 def test_the_opened_payload_is_the_sealed_one(make_seal: Callable[..., Seal]) -> None:
     seal = make_seal(payload_digest=blake3(b"payload").hexdigest())
-    check_payload_digest(b"payload", seal)
-    assert reason_of(lambda: check_payload_digest(b"other", seal)) is Reason.SHARD_DIGEST
+    check_payload_digest(b"payload", seal.payload_digest)
+    assert reason_of(lambda: check_payload_digest(b"other", seal.payload_digest)) is Reason.SHARD_DIGEST
 
 
 # --- base and proof ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from protocol.ledger.manifest import (
     Contribution,
     Manifest,
     Refusal,
+    check_contributions,
     check_manifest,
     leader_order,
 )
@@ -307,3 +308,48 @@ def test_two_nodes_that_replay_the_same_manifests_hold_the_same_root(
         apply_manifest(replica, run, make(), payloads)
         roots.add(replica.root())
     assert len(roots) == 1
+
+
+@pytest.fixture
+def allow(run: Run, make: Make) -> Callable[..., None]:
+    """Check what a manifest applies against lists in effect; the sizes are those of its own first contribution."""
+    sizes = [shard.size_bytes for shard in make().contributions[0].shards]
+
+    def check(manifest: Manifest, gather: tuple[int, ...] = (), reserve: tuple[int, ...] = ()) -> None:
+        check_contributions(manifest, run, gather, reserve, sizes)
+
+    return check
+
+
+def test_contributors_come_from_the_lists_in_effect_or_from_anywhere_when_there_are_none(
+    make: Make, allow: Callable[..., None]
+) -> None:
+    allow(make())
+    allow(make(), gather=(5, 2))
+    allow(make(), gather=(2, 9), reserve=(5,))
+    with pytest.raises(LedgerError, match=r"uids \[5\] contribute but are on no list"):
+        allow(make(), gather=(2, 9))
+
+
+def test_nobody_is_both_applied_and_rejected(make: Make, allow: Callable[..., None], alice: Keypair) -> None:
+    refusal = Refusal(uid=5, hotkey=alice.ss58_address, reason=Reason.NO_REVEAL, detail="")
+    with pytest.raises(LedgerError, match="both applied and rejected"):
+        allow(make(rejected=(refusal,)))
+
+
+def test_a_leader_cannot_choose_how_much_others_download(make: Make, allow: Callable[..., None]) -> None:
+    first, second = make().contributions
+    huge = first.model_copy(update={"shards": (first.shards[0].model_copy(update={"size_bytes": 2**40}),)})
+    with pytest.raises(LedgerError, match="not of the run's sizes"):
+        allow(make(contributions=(huge, second)))
+    with pytest.raises(LedgerError, match="not of the run's sizes"):
+        allow(make(contributions=(first.model_copy(update={"shards": first.shards * 2}), second)))
+
+
+def test_lists_name_each_uid_once_and_stay_within_the_run(make: Make, allow: Callable[..., None], run: Run) -> None:
+    with pytest.raises(LedgerError, match="twice"):
+        allow(make(gather=(1, 2), reserve=(2,)))
+    with pytest.raises(LedgerError, match="longer"):
+        allow(make(gather=tuple(range(run.gauntlet.gather_size + 1))))
+    with pytest.raises(LedgerError, match="longer"):
+        allow(make(gather=(), reserve=tuple(range(run.gauntlet.reserve_size + 1))))
