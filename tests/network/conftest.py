@@ -92,6 +92,14 @@ def tiny_table() -> dict[str, Any]:
     return table
 
 
+def quick_table() -> dict[str, Any]:
+    """As `tiny_table`, with as little training and judging as there can be: for scenarios of many windows."""
+    table = tiny_table()
+    table["inner"] |= {"steps": 2, "warmup_steps": 0}
+    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "held_out_pages": 1}
+    return table
+
+
 @dataclass
 class Simulation:
     """A network in a folder: validators are the members that have a stake, first of all."""
@@ -277,6 +285,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    """Constants of a network whose windows cost next to nothing."""
+    return quick_table()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -221,13 +222,13 @@ def _sent(receipts: Receipts, uid: int) -> str:
     return receipts.of(uid).submission.payload_digest
 
 
-def test_every_malformed_contribution_is_rejected_with_its_reason_and_changes_nothing_for_others(network, virtual):
+def test_every_malformed_contribution_is_rejected_with_its_reason_and_changes_nothing_for_others(network, virtual, quick):
     silent = ("valid", *["no_seal"] * (len(REASONS) - 1))
 
     async def scenario() -> None:
-        async with await network(["v", "a", "b", "c", "villain"]) as net:
+        async with await network(["v", "a", "b", "c", "villain"], table=copy.deepcopy(quick)) as net:
             judged, root = await _play(net, tuple(REASONS))
-        async with await network(["v", "a", "b", "c", "villain"]) as net:
+        async with await network(["v", "a", "b", "c", "villain"], table=copy.deepcopy(quick)) as net:
             alone, root_alone = await _play(net, silent)
 
         found = {trick: r.of(4).reason for trick, r in zip(REASONS, judged, strict=True)}
