@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +45,22 @@ class Judge:
         self,
         window: int,
         updates: Mapping[int, SparseUpdate],
-        measured: Collection[int],
+        measured: Sequence[int],
         random_pages: Sequence[np.ndarray],
         own_pages: Mapping[int, Sequence[np.ndarray]],
         out_of_time: Callable[[], bool],
     ) -> dict[int, Findings]:
         """Findings for every update by uid: gradients on the random pages first, which score everyone, then the
-        measured gains of the uids in `measured`, then each of their own pages. When time runs out what is missing
+        measured gains of the uids in `measured`, in that order, then each of their own pages. When time runs out what is missing
         stays None; without a single finished random page nobody is judged."""
         probes = self.probes(window, updates)
         shared, before = self._on_pages(random_pages, probes, out_of_time)
         if not before.size or not probes:
             return {}
-        after = {uid: self._after(probes[uid], random_pages) for uid in sorted(measured) if not out_of_time()}
+        after = {uid: self._after(probes[uid], random_pages) for uid in measured if not out_of_time()}
         own: dict[int, dict[int, np.ndarray]] = {}
         own_losses: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for uid in sorted(after):
+        for uid in after:
             gains, losses = self._on_pages(own_pages[uid], probes, out_of_time)
             if out_of_time():
                 break
@@ -98,16 +98,17 @@ class Judge:
         for page in pages:
             if out_of_time():
                 return {uid: np.zeros(0) for uid in probes}, np.zeros(0)
-            loss, gradient = page_gradient(self.model, page, dtype=self.dtype)
-            losses.extend(self.losses(page))
+            each, gradient = page_gradient(self.model, page, dtype=self.dtype, batch_sequences=_BATCH_SEQUENCES)
+            losses.extend(each)
             for uid, probe in probes.items():
-                gains[uid].append(probe.first_order(loss, gradient))
+                gains[uid].append(probe.first_order(float(each.mean()), gradient))
         return {uid: np.array(values) for uid, values in gains.items()}, np.array(losses)
 
     def _after(self, probe: Probe, pages: Sequence[np.ndarray]) -> np.ndarray:
         """Losses per sequence with the trial step applied."""
         saved = subtract_sparse(self.theta, probe.indices, probe.step)
         try:
-            return self.losses(np.concatenate(list(pages)))
+            # Page by page, as before the step: the same batches, so that what rounding adds cancels.
+            return np.concatenate([self.losses(page) for page in pages])
         finally:
             restore(self.theta, probe.indices, saved)

@@ -42,6 +42,8 @@ from storage.bucket import Bucket
 from storage.checkpoint import Checkpoint, read_checkpoint
 from storage.dataset import Dataset
 from storage.errors import NotFound, StorageError
+from storage.patience import PatientBucket
+from storage.retention import sweep
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class Node:
         """Gather and reserve lists by the window in which they take effect."""
         self.state = State(self.layout, empty_flat(self.layout.size), -1, FIRST_PREVIOUS)
         self._doubted: set[int] = set()
+        self._complaints: set[str] = set()
         self._activity, self._since = "", time.time()
         self._loss: float | None = None
 
@@ -137,9 +140,9 @@ class Node:
             if neuron.hotkey not in commitments or neuron.uid >= self.run.dataset.slots:
                 continue
             try:
-                bucket = self.parts.open_bucket(commitments[neuron.hotkey])
+                bucket = self.open_bucket(commitments[neuron.hotkey])
             except StorageError as error:
-                log.info("uid %d: its commitment names no bucket: %s", neuron.uid, error)
+                self.complain(f"uid {neuron.uid}: its commitment names no bucket: {error}")
                 continue
             found.append(Peer(neuron.uid, neuron.hotkey, commitments[neuron.hotkey], bucket))
         return tuple(found)
@@ -170,7 +173,7 @@ class Node:
                 self._doubted.add(number)
                 raise
             except LedgerError as error:
-                log.warning("refused from uid %d: %s", source.uid, error)
+                self.complain(f"refused from uid {source.uid}: {error}")
                 continue
             return manifest
         return None
@@ -181,7 +184,7 @@ class Node:
         except NotFound:
             return None
         except (StorageError, DocumentError) as error:
-            log.warning("manifest %d from uid %d: %s", number, source.uid, error)
+            self.complain(f"manifest {number} from uid {source.uid}: {error}")
             return None
 
     async def signed_manifest(self, number: int) -> Manifest | None:
@@ -194,7 +197,7 @@ class Node:
             try:
                 manifest.verify()
             except DocumentError as error:
-                log.warning("manifest %d from uid %d: %s", number, source.uid, error)
+                self.complain(f"manifest {number} from uid {source.uid}: {error}")
                 continue
             return manifest
         return None
@@ -222,16 +225,37 @@ class Node:
         while True:
             buckets = [source.bucket for source in await self.ledger_sources()]
             try:
-                buckets.insert(0, self.parts.open_bucket(bytes.fromhex(contribution.location)))
+                buckets.insert(0, self.open_bucket(bytes.fromhex(contribution.location)))
             except StorageError as error:
-                log.info("uid %d: %s", contribution.uid, error)
-            for bucket in buckets:
-                try:
-                    return await self.exchange.contribution(bucket, manifest.window, contribution)
-                except (StorageError, Rejected) as error:
-                    log.info("window %d, uid %d: %s", manifest.window, contribution.uid, error)
+                self.complain(f"uid {contribution.uid}: {error}")
+            if (payload := await self._first_of(buckets, manifest, contribution)) is not None:
+                return payload
             self.report(f"waiting for the payload of uid {contribution.uid}, window {manifest.window}")
             await tick(self.chain)
+
+    async def _first_of(self, buckets: list[Bucket], manifest: Manifest, contribution: Contribution) -> Payload | None:
+        """What the first bucket that has it gives. Each has a block's head start on the next: a miner whose bucket
+        is silent must not cost everybody the window."""
+        reading: set[asyncio.Task[Payload]] = set()
+        try:
+            for bucket in buckets:
+                step = self.exchange.contribution(bucket, manifest.window, contribution)
+                reading.add(asyncio.create_task(step))
+                last = bucket is buckets[-1]
+                while reading:
+                    timeout = None if last else self.chain.block_seconds
+                    done, reading = await asyncio.wait(reading, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        try:
+                            return task.result()
+                        except (StorageError, Rejected) as error:
+                            self.complain(f"window {manifest.window}, uid {contribution.uid}: {error}")
+                    if not done:
+                        break
+        finally:
+            for task in reading:
+                task.cancel()
+        return None
 
     async def load(self) -> None:
         """Take over the newest checkpoint that the ledger confirms."""
@@ -241,7 +265,7 @@ class Node:
                 try:
                     checkpoint = await read_checkpoint(source.bucket, self.keys, window=None, shapes=shapes)
                 except StorageError as error:
-                    log.info("checkpoint from uid %d: %s", source.uid, error)
+                    self.complain(f"checkpoint from uid {source.uid}: {error}")
                     continue
                 if await self._take(checkpoint):
                     return
@@ -251,6 +275,9 @@ class Node:
     async def _take(self, checkpoint: Checkpoint) -> bool:
         """Adopt the checkpoint if its own bytes give the root that the run or the ledger names for its window."""
         window, first = checkpoint.window, self.run.time.first_window
+        if window > max(first, window_of((await self.chain.head()).number, self.run.time)):
+            self.complain(f"checkpoint {window} is of a window that has not begun")
+            return False
         theta = empty_flat(self.layout.size)
         for name, view in self.layout.tensors(theta).items():
             view[...] = checkpoint.tensors[name]
@@ -262,7 +289,7 @@ class Node:
             entry = await self.signed_manifest(window)
             expected = entry.root if entry else None
         if root != expected or None in before:
-            log.warning("checkpoint %d has root %s, the ledger says %s", window, root, expected)
+            self.complain(f"checkpoint {window} has root {root}, the ledger says {expected}")
             return False
         self.state = State(self.layout, theta, window, FIRST_PREVIOUS)
         bind(self.model, theta)
@@ -282,6 +309,8 @@ class Node:
         # A window without contributions leaves θ as it was; its root then stands for the newer window.
         self.roots[self.state.root()] = self.state.window
         self.roots = dict(sorted(self.roots.items(), key=lambda item: item[1])[-_RECENT_ROOTS:])
+        self._doubted = {window for window in self._doubted if window >= self.state.window}
+        self._complaints.clear()
         self.report("following")
 
     # --- what both kinds of neuron need -------------------------------------------------------------------
@@ -303,11 +332,32 @@ class Node:
         """Pages of the dataset, int64 [page_sequences, sequence_tokens] each."""
         return list(await asyncio.gather(*(self.dataset.read_page(number) for number in numbers)))
 
+    def open_bucket(self, commitment: bytes) -> Bucket:
+        """A peer's bucket, which must answer in time; raises `StorageError` when the commitment names none."""
+        return PatientBucket(self.parts.open_bucket(commitment), self.patience_seconds)
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long one step with one peer's bucket may take."""
+        return self.chain.block_seconds * self.run.time.reveal_blocks
+
+    def complain(self, sentence: str) -> None:
+        """Log what is wrong with a peer, once a window: what is asked every tick fails every tick."""
+        if sentence not in self._complaints:
+            self._complaints.add(sentence)
+            log.warning("%s", sentence)
+
+    async def tidy(self, number: int) -> None:
+        """Sweep what retention no longer keeps after window `number`: everything older than the oldest checkpoint
+        that somebody may start from."""
+        every, keep = self.run.checkpoints.every_windows, self.run.checkpoints.keep
+        before = max(0, number - every * keep)
+        await sweep(self.parts.bucket, self.keys, before_window=before, keep_checkpoints=keep)
+
     def report(self, activity: str, loss: float | None = None) -> None:
         """Say what this neuron does now, to the log and to the live screen."""
         if activity != self._activity:
             log.info("window %d: %s", self.state.window, activity)
-            self._doubted: set[int] = set()
         self._activity, self._since = activity, time.time()
         self._loss = self._loss if loss is None else loss
         status = NodeStatus(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from typing import ClassVar
 
 import numpy as np
 
-from neurons.clock import stop_at, tick, until
+from neurons.clock import stop_at, tick, tick_seconds, until
 from neurons.judge import Judge
 from neurons.node import Node, Parts
 from neurons.rounds import Round
@@ -25,7 +26,6 @@ from protocol.sparseloco.compress import SparseUpdate
 from protocol.window import Window, deadlines, failover_block, window_of
 from storage.checkpoint import write_checkpoint
 from storage.errors import AlreadyExists
-from storage.retention import sweep
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class Validator(Node):
         self.memory = self.resume()
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
+        self.closing_seconds = self.chain.block_seconds
+        """What came after judging in the last window took this long."""
 
     async def window(self, number: int) -> None:
         """Take part in window `number`, from the snapshot of its seals to the weights on chain."""
@@ -58,6 +60,7 @@ class Validator(Node):
         manifest = await self.agree(window, contributions)
         await self.checkpoint(number)
         findings = await self.judge(window, contributions, manifest)
+        judged = asyncio.get_running_loop().time()
         verdict = self.close(window, contributions, findings, manifest)
         held_out_before = await self.measure_held_out()
         await self.apply(manifest)
@@ -65,6 +68,7 @@ class Validator(Node):
         held_out_after = await self.measure_held_out()
         await self.publish(window, verdict, held_out_before, held_out_after)
         await self.pay(number, verdict)
+        self.closing_seconds = asyncio.get_running_loop().time() - judged
 
     async def load(self) -> None:
         """As for every node; what was measured on another state is forgotten."""
@@ -78,6 +82,7 @@ class Validator(Node):
             manifest = await self.find_manifest(self.state.window)
             if manifest is None:
                 break
+            await self._keep(manifest)
             await self.apply(manifest)
         return self.state.window
 
@@ -86,16 +91,15 @@ class Validator(Node):
     async def collect(self, window: Window) -> Round:
         """Snapshot all seals at block C + g, then open payloads as their keys come out, until those that may
         contribute are known or the reveal deadline is there."""
-        # Once keys are out a seal proves nothing: who comes too late for the snapshot judges nobody.
-        came_too_late = (await self.chain.head()).number >= window.key_block
         self.report(f"waiting for the seals of window {window.number}")
-        await until(self.chain, window.seal_block)
+        head = await until(self.chain, window.seal_block)
         self.report("collecting seals")
         start = await self.chain.block(window.start_block)
+        # Once keys are out a seal proves nothing: who comes too late for the snapshot judges nobody.
+        came_too_late = head.number >= window.key_block
         peers = [] if came_too_late else [p for p in await self.peers() if p.hotkey != self.hotkey]
-        patience = self.chain.block_seconds * self.run.time.reveal_blocks
-        found = Round(self.exchange, window.number, start.hash, peers, self.state, self.roots, patience)
-        await found.snapshot()
+        found = Round(self.exchange, window.number, start.hash, peers, self.state, self.roots)
+        await found.snapshot(until(self.chain, window.key_block))
         await until(self.chain, window.key_block)
         self.report("collecting keys")
         gather, reserve = self.listed(window.number)
@@ -170,7 +174,7 @@ class Validator(Node):
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}
-        async with stop_at(self.chain, deadlines(window.number + 1, self.run.time).close_block) as out_of_time:
+        async with stop_at(self.chain, self.judging_end(window)) as out_of_time:
             findings = await asyncio.to_thread(
                 self._judge().evaluate, window.number, updates, measured, random_pages, own_pages, out_of_time
             )
@@ -206,9 +210,7 @@ class Validator(Node):
         await self.parts.bucket.put(self.keys.receipts(window.number), receipts.canonical())
         await self.parts.bucket.put(self.keys.receipts_head(), self.keys.receipts(window.number).encode())
         self.save()
-        every, keep = self.run.checkpoints.every_windows, self.run.checkpoints.keep
-        oldest = window.number - every * keep
-        await sweep(self.parts.bucket, self.keys, before_window=max(0, oldest), keep_checkpoints=keep)
+        await self.tidy(window.number)
 
     async def pay(self, number: int, verdict: Verdict) -> None:
         """Set the weights on chain, as often as the run says."""
@@ -229,6 +231,11 @@ class Validator(Node):
         tensors = self.layout.tensors(self.state.theta)
         await write_checkpoint(self.parts.bucket, self.keys, window=number, root=self.root(), tensors=tensors)
 
+    def judging_end(self, window: Window) -> int:
+        """The block at which judging `window` must end: early enough to be there for the next snapshot."""
+        close = deadlines(window.number + 1, self.run.time).close_block
+        return close - math.ceil(self.closing_seconds / self.chain.block_seconds)
+
     async def measure_held_out(self) -> float:
         """Mean loss of θ on the held-out pages in nats, measured once per state."""
         if self.held_out_loss is None:
@@ -243,7 +250,7 @@ class Validator(Node):
 
     async def _poll(self, found: Round, window: Window, uids: set[int]) -> None:
         while True:
-            await found.poll()
+            await found.poll(tick_seconds(self.chain))
             if found.is_settled(uids) or (await self.chain.head()).number >= window.reveal_block:
                 return
             await tick(self.chain)

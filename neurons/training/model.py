@@ -108,25 +108,26 @@ def sequence_losses(
 
 def page_gradient(
     model: torch.nn.Module, sequences: np.ndarray, *, dtype: torch.dtype, batch_sequences: int = 8
-) -> tuple[float, np.ndarray]:
-    """Mean loss over all `sequences` (int64, shape [n, L]) in nats, and its gradient: fp32, shape [P].
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss of each of `sequences` (int64, shape [n, L]) in nats: float64, shape [n]; and the gradient of their mean:
+    fp32, shape [P].
 
     The model keeps no gradient afterwards. Batches only bound the memory: the mean is over sequences.
     """
     tokens = as_tokens(sequences)
     gradient = empty_flat(parameter_count(model))
-    total = 0.0
+    losses = np.empty(len(tokens), dtype=np.float64)
     try:
         bind_gradient(model, gradient)
         for start in range(0, len(tokens), batch_sequences):
             batch = tokens[start : start + batch_sequences]
             with compute_in(dtype):
-                loss = token_losses(model, batch).mean(dim=1).sum() / len(tokens)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
+                each = token_losses(model, batch).mean(dim=1)
+            (each.sum() / len(tokens)).backward()  # type: ignore[no-untyped-call]
+            losses[start : start + len(batch)] = each.detach().double().numpy()
     finally:
         model.zero_grad(set_to_none=True)
-    return total, gradient
+    return losses, gradient
 
 
 def bind_gradient(model: torch.nn.Module, flat: np.ndarray) -> None:

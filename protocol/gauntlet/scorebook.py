@@ -27,7 +27,7 @@ NOISE_ERRORS = 2.0
 class PeerRecord(Document):
     """What is known of one hotkey in one slot. `unique_work` is the moving average in [−1, 1], `judged` the windows
     behind it, `signs` the signs of the latest gains (1, −1, or 0 within the noise), `absent` the windows in a row in
-    which no seal was seen, `last_measured` the window in which its gain was last measured (−1: never)."""
+    which no seal was seen, `last_measured` the window in which it was last measured, its own pages too (−1: never)."""
 
     uid: Uid
     hotkey: Address
@@ -69,8 +69,8 @@ class PeerRecord(Document):
 class Event(Document):
     """What happened to one peer in one window. `reason` is None when every check passed; `gain` is the gain on the
     shared random pages, `gain_error` its standard error, and `rank` its rank (equal ranks are draws); `unique_work` is
-    this window's value. Gain, rank and unique work are None when the peer was not judged. `measured` says whether the
-    gain is a measured one."""
+    this window's value. Gain, rank and unique work are None when the peer was not judged. `measured` says whether
+    it was measured on random and own pages."""
 
     uid: Uid
     hotkey: Address

@@ -33,7 +33,7 @@ def contributors(gather: Sequence[int], reserve: Sequence[int], valid: Collectio
 def sample(
     valid: Collection[int], gather: Collection[int], last_measured: Mapping[int, int], run: Run
 ) -> tuple[int, ...]:
-    """Up to `gauntlet.sample` uids whose gain is measured this window, those waiting longest first; among equals
-    gather peers first. With no more valid peers than that it is all of them."""
+    """Up to `gauntlet.sample` uids to measure this window, in the order in which to do it: those waiting longest
+    first, so that whoever is left when time runs out comes first the next time; among equals gather peers first."""
     order = sorted(valid, key=lambda uid: (last_measured.get(uid, -1), uid not in gather, uid))
-    return tuple(sorted(order[: run.gauntlet.sample]))
+    return tuple(order[: run.gauntlet.sample])

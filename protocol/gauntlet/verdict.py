@@ -133,7 +133,7 @@ def _event(
         gain=gains[outcome.uid].value if found else None,
         gain_error=gains[outcome.uid].error if found else 0.0,
         rank=ranks[outcome.uid] if found else None,
-        measured=found is not None and found.after is not None,
+        measured=found is not None and found.own_after is not None,
         unique_work=found.unique_work if found else None,
     )
 

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from protocol.chain.port import Neuron
 from protocol.errors import Divergence, DocumentError, LedgerError, Reason
-from protocol.identity import Address, Digest, Document, SignedDocument
+from protocol.identity import Address, Digest, Document, SignedDocument, public_key
 from protocol.run import Run
 from protocol.sealing import SealedShard
 from protocol.window import WindowNumber
@@ -75,6 +75,10 @@ def check_contributions(
     if both:
         raise LedgerError(f"manifest {window}: uids {sorted(both)} are both applied and rejected")
     for contribution in manifest.contributions:
+        try:
+            public_key(contribution.hotkey)
+        except DocumentError as error:
+            raise LedgerError(f"manifest {window}: uid {contribution.uid}: {error}") from error
         if [shard.size_bytes for shard in contribution.shards] != list(sealed_sizes):
             raise LedgerError(f"manifest {window}: the shards of uid {contribution.uid} are not of the run's sizes")
     named = (*manifest.gather, *manifest.reserve)

@@ -222,7 +222,9 @@ def _sent(receipts: Receipts, uid: int) -> str:
     return receipts.of(uid).submission.payload_digest
 
 
-def test_every_malformed_contribution_is_rejected_with_its_reason_and_changes_nothing_for_others(network, virtual, quick):
+def test_every_malformed_contribution_is_rejected_with_its_reason_and_changes_nothing_for_others(
+    network, virtual, quick
+) -> None:
     silent = ("valid", *["no_seal"] * (len(REASONS) - 1))
 
     async def scenario() -> None:

@@ -13,7 +13,7 @@ from neurons.validator import Validator
 from protocol.ledger.manifest import FIRST_PREVIOUS
 
 
-def test_honest_miners_learn_together_and_are_paid_while_cheats_are_not(network, virtual):
+def test_honest_miners_learn_together_and_are_paid_while_cheats_are_not(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a", "b", "c", "copycat", "freerider"]) as net:
             net.start("v", Validator)
@@ -49,7 +49,7 @@ def test_honest_miners_learn_together_and_are_paid_while_cheats_are_not(network,
             assert told[key] == board[uid][key], key
 
 
-def test_the_same_scenario_twice_gives_the_same_ledger_to_the_bit(network, virtual):
+def test_the_same_scenario_twice_gives_the_same_ledger_to_the_bit(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a", "b"]) as net:
             net.start("v", Validator)
@@ -62,7 +62,7 @@ def test_the_same_scenario_twice_gives_the_same_ledger_to_the_bit(network, virtu
     assert virtual(scenario()) == virtual(scenario())
 
 
-def test_a_neuron_with_one_flipped_bit_is_refused_and_heals_from_a_checkpoint(network, virtual):
+def test_a_neuron_with_one_flipped_bit_is_refused_and_heals_from_a_checkpoint(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a", "b"]) as net:
             net.start("v", Validator)
@@ -82,7 +82,7 @@ def test_a_neuron_with_one_flipped_bit_is_refused_and_heals_from_a_checkpoint(ne
     assert reasons[-1] is None
 
 
-def test_a_miner_that_comes_later_starts_from_a_checkpoint_and_is_judged(network, virtual):
+def test_a_miner_that_comes_later_starts_from_a_checkpoint_and_is_judged(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a", "b", "late"]) as net:
             net.start("v", Validator)
@@ -103,7 +103,7 @@ def test_a_miner_that_comes_later_starts_from_a_checkpoint_and_is_judged(network
     assert log[-1].judgement is not None
 
 
-def test_a_network_that_was_stopped_in_the_middle_of_a_window_goes_on(network, virtual):
+def test_a_network_that_was_stopped_in_the_middle_of_a_window_goes_on(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a", "b"]) as net:
             for name, kind in (("v", Validator), ("a", None), ("b", None)):
@@ -132,7 +132,9 @@ def test_a_network_that_was_stopped_in_the_middle_of_a_window_goes_on(network, v
     assert 0 in counts, "the windows nobody could take part in are recorded as empty"
 
 
-def test_a_window_without_any_contribution_leaves_the_state_as_it_is_and_the_next_one_trains_on(network, virtual):
+def test_a_window_without_any_contribution_leaves_the_state_as_it_is_and_the_next_one_trains_on(
+    network, virtual
+) -> None:
     async def scenario():
         async with await network(["v", "a"]) as net:
             net.start("v", Validator)
@@ -151,7 +153,7 @@ def test_a_window_without_any_contribution_leaves_the_state_as_it_is_and_the_nex
     assert manifests[-1].contributions
 
 
-def test_a_second_validator_reaches_the_same_scores_and_stands_in_when_the_leader_dies(network, virtual):
+def test_a_second_validator_reaches_the_same_scores_and_stands_in_when_the_leader_dies(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "w", "a", "b"], stakes=(1000.0, 500.0)) as net:
             net.start("v", Validator)
@@ -176,7 +178,7 @@ def test_a_second_validator_reaches_the_same_scores_and_stands_in_when_the_leade
     assert len(last.contributions) == 2
 
 
-def test_what_the_leaderboard_prints_is_json_that_reads_back(network, virtual):
+def test_what_the_leaderboard_prints_is_json_that_reads_back(network, virtual) -> None:
     async def scenario():
         async with await network(["v", "a"]) as net:
             net.start("v", Validator)

@@ -78,14 +78,14 @@ def test_without_a_list_all_valid_peers_contribute_up_to_the_size_of_one(small: 
     assert contributors((), (), {9, 4, 7}, small) == (4, 7)
 
 
-def test_those_who_waited_longest_are_measured(small: Run) -> None:
+def test_those_who_waited_longest_are_measured_and_first(small: Run) -> None:
     waited = {1: 5, 2: 3, 3: 4, 4: 6}
-    assert sample({1, 2, 3, 4}, (), waited, small) == (1, 2, 3)
-    assert sample({1, 2, 3, 4, 8}, (), waited, small) == (2, 3, 8)
+    assert sample({1, 2, 3, 4}, (), waited, small) == (2, 3, 1)
+    assert sample({1, 2, 3, 4, 8}, (), waited, small) == (8, 2, 3)
 
 
 def test_among_equals_gather_peers_are_measured_first_then_low_uids(small: Run) -> None:
-    assert sample({1, 2, 3, 4, 5}, {5}, {}, small) == (1, 2, 5)
+    assert sample({1, 2, 3, 4, 5}, {5}, {}, small) == (5, 1, 2)
 
 
 def test_everyone_is_measured_in_turn(small: Run) -> None:

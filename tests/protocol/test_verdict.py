@@ -89,7 +89,7 @@ def test_anyone_can_replay_the_book_from_the_receipts(verdict: Verdict, book: Sc
             gain=r.judgement.gain if r.judgement else None,
             gain_error=r.judgement.gain_error if r.judgement else 0.0,
             rank=r.judgement.rank if r.judgement else None,
-            measured=r.judgement is not None and r.judgement.loss_after is not None,
+            measured=r.judgement is not None and r.judgement.own_loss_after is not None,
             unique_work=r.judgement.unique_work if r.judgement else None,
         )
         for r in verdict.receipts
