@@ -24,7 +24,7 @@ from neurons.training.precision import fastest_dtype
 from protocol.ledger.state import state_root
 from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.aggregate import outer_step
-from protocol.sparseloco.compress import body_bytes, compress, decompress
+from protocol.sparseloco.compress import body_bytes, compress, decompress, groups
 from protocol.sparseloco.layout import Layout
 
 PEERS = 5
@@ -76,21 +76,15 @@ def measure(rounds: int) -> dict[str, object]:
         base.append(_seconds(baseline))
         for name, step in steps.items():
             taken[name].append(_seconds(step))
-    values = sum(group for group in _values_sent(layout, run))
+    values = sum(group.count * group.format.k for group in groups(layout, run.sparseloco))
     return {
         "parameters": layout.size,
         "payload_bytes": body_bytes(layout, run.sparseloco),
         "bits_per_value": 8 * body_bytes(layout, run.sparseloco) / values,
         "ratio_fp32": 4 * layout.size / body_bytes(layout, run.sparseloco),
         "training_step_seconds": statistics.median(base),
-        "ratios": {name: _quartiles([t / b for t, b in zip(times, base, strict=True)]) for name, times in taken.items()},
+        "ratios": {name: _quartiles(np.divide(times, base).tolist()) for name, times in taken.items()},
     }
-
-
-def _values_sent(layout: Layout, run: Run) -> list[int]:
-    from protocol.sparseloco.compress import groups
-
-    return [group.count * group.format.k for group in groups(layout, run.sparseloco)]
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -51,8 +51,8 @@ class Judge:
         out_of_time: Callable[[], bool],
     ) -> dict[int, Findings]:
         """Findings for every update by uid: gradients on the random pages first, which score everyone, then the
-        measured gains of the uids in `measured`, in that order, then each of their own pages. When time runs out what is missing
-        stays None; without a single finished random page nobody is judged."""
+        measured gains of the uids in `measured`, in that order, then each of their own pages. When time runs out
+        what is missing stays None; without all random pages nobody is judged."""
         probes = self.probes(window, updates)
         shared, before = self._on_pages(random_pages, probes, out_of_time)
         if not before.size or not probes:

@@ -7,6 +7,7 @@ so a scenario takes as long as its arithmetic and runs the same on a slow or bus
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
@@ -19,6 +20,7 @@ import pytest
 import torch
 from bittensor_core import Keypair
 
+from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.miner import Miner
 from neurons.node import Node, Parts
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
@@ -37,6 +39,7 @@ from storage.keys import Keys
 from storage.location import LocalLocation, decode, encode, open_bucket
 
 GENESIS_SECONDS = 1_700_000_000.0
+VOCABULARY = 512
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -79,7 +82,7 @@ def tiny_table() -> dict[str, Any]:
     """The demo preset on a model small enough that a window takes a fraction of a second."""
     table = preset_table("demo")
     table["model"] |= {
-        "vocab_size": 256,
+        "vocab_size": VOCABULARY,
         "hidden_size": 48,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
@@ -114,17 +117,17 @@ class Simulation:
     async def create(self, names: list[str]) -> None:
         """Dataset, genesis, chain; one registered wallet per name, validators first."""
         self.names = names
-        text = np.frombuffer(_text().encode("ascii"), np.uint8).astype(np.uint32)
+        tokens, tokenizer = corpus()
         shape = self.table["dataset"]
         bucket = DirectoryBucket(self.folder / "dataset")
         index = await write_dataset(
             bucket,
-            text,
+            tokens,
             vocab_size=self.table["model"]["vocab_size"],
             sequence_tokens=shape["sequence_tokens"],
             page_sequences=shape["page_sequences"],
             held_out_pages=self.table["gauntlet"]["held_out_pages"],
-            tokenizer=b"{}",
+            tokenizer=tokenizer,
             shard_pages=1000,
         )
         theta = initial_parameters(self.table["model"], seed=0)
@@ -256,11 +259,12 @@ class Simulation:
         await self.chain.close()
 
 
-def _text() -> str:
-    """Text with something to learn in it: the project's own sources, ASCII only."""
-    root = Path(__file__).resolve().parents[2]
-    files = sorted((root / "protocol").rglob("*.py")) + sorted((root / "storage").rglob("*.py"))
-    return "".join(file.read_text().encode("ascii", "ignore").decode() for file in files)
+@functools.cache
+def corpus() -> tuple[np.ndarray, bytes]:
+    """Tokens of a part of the standard library (uint32 [T]) and their tokenizer: real text, made once a session."""
+    files = standard_library_texts()[:80]
+    tokenizer = train_tokenizer(files, VOCABULARY)
+    return tokenize(files, tokenizer), tokenizer
 
 
 @pytest.fixture
