@@ -30,6 +30,16 @@ class Probe:
         return float(np.dot(gradient[self.indices].astype(np.float64), self.step) / loss)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Losses:
+    """What was measured of one peer, float64 per sequence in nats: on the random pages after its trial step, and on
+    its own pages before and after."""
+
+    after: np.ndarray
+    own_before: np.ndarray
+    own_after: np.ndarray
+
+
 class Judge:
     """Judges payloads on a model whose parameters are views of `theta`. Blocks its thread; leaves every parameter
     as it was, to the bit."""
@@ -50,29 +60,30 @@ class Judge:
         own_pages: Mapping[int, Sequence[np.ndarray]],
         out_of_time: Callable[[], bool],
     ) -> dict[int, Findings]:
-        """Findings for every update by uid: gradients on the random pages first, which score everyone, then the
-        measured gains of the uids in `measured`, in that order, then each of their own pages. When time runs out
-        what is missing stays None; without all random pages nobody is judged."""
+        """Findings for every update by uid: gradients on the random pages first, which score everyone; then, peer by
+        peer in the order of `measured`, its own pages and its measured gains. Whoever is left when time runs out is
+        ranked by its first-order gain; without all random pages nobody is judged."""
         probes = self.probes(window, updates)
         shared, before = self._on_pages(random_pages, probes, out_of_time)
         if not before.size or not probes:
             return {}
-        after = {uid: self._after(probes[uid], random_pages) for uid in measured if not out_of_time()}
         own: dict[int, dict[int, np.ndarray]] = {}
-        own_losses: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for uid in after:
-            gains, losses = self._on_pages(own_pages[uid], probes, out_of_time)
+        losses: dict[int, _Losses] = {}
+        for uid in measured:
+            gains, own_before = self._on_pages(own_pages[uid], probes, out_of_time)
             if out_of_time():
                 break
-            own[uid], own_losses[uid] = gains, (losses, self._after(probes[uid], own_pages[uid]))
+            own[uid] = gains
+            own_after = self._after(probes[uid], own_pages[uid])
+            losses[uid] = _Losses(self._after(probes[uid], random_pages), own_before, own_after)
         unique = unique_work_of_all(own, shared)
         return {
             uid: Findings(
                 shared=shared[uid],
                 before=before,
-                after=after.get(uid),
-                own_before=own_losses[uid][0] if uid in own_losses else None,
-                own_after=own_losses[uid][1] if uid in own_losses else None,
+                after=losses[uid].after if uid in losses else None,
+                own_before=losses[uid].own_before if uid in losses else None,
+                own_after=losses[uid].own_after if uid in losses else None,
                 unique_work=unique.get(uid),
             )
             for uid in probes

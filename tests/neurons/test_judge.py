@@ -79,11 +79,14 @@ def test_when_time_runs_out_those_named_first_are_measured_and_the_rest_still_ra
     judge: Judge, updates: dict[int, SparseUpdate]
 ) -> None:
     own = {uid: pages(2) for uid in UIDS}
-    # 2 random pages, 3 measured gains, then the 2 own pages of the first uid and the question after them.
-    found = judge.evaluate(0, updates, (3, 1, 2), pages(2), own, after(2 + 3 + 3))
-    assert found[3].own_after is not None
-    assert [found[uid].unique_work for uid in (1, 2)] == [None, None]
-    assert all(found[uid].after is not None for uid in UIDS)
+    # It is asked before each of the 2 random pages, each of the first peer's 2 own pages, and once after them.
+    found = judge.evaluate(0, updates, (3, 1, 2), pages(2), own, after(2 + 3))
+    assert found[3].after is not None
+    assert found[3].unique_work is not None
+    for uid in (1, 2):
+        assert found[uid].after is None
+        assert found[uid].unique_work is None
+        assert found[uid].gain.value != 0.0
 
 
 def test_without_one_whole_set_of_random_pages_nobody_is_judged(judge: Judge, updates: dict[int, SparseUpdate]) -> None:
