@@ -15,7 +15,12 @@ _LONGEST_POLL_SECONDS = 2.0
 
 async def tick(chain: Chain) -> None:
     """One polling interval: a quarter of a block, at most two seconds."""
-    await asyncio.sleep(min(chain.block_seconds / _POLLS_PER_BLOCK, _LONGEST_POLL_SECONDS))
+    await asyncio.sleep(tick_seconds(chain))
+
+
+def tick_seconds(chain: Chain) -> float:
+    """How long a polling interval is."""
+    return min(chain.block_seconds / _POLLS_PER_BLOCK, _LONGEST_POLL_SECONDS)
 
 
 async def until(chain: Chain, number: int) -> Block:

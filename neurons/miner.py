@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
@@ -52,9 +53,9 @@ class Miner(Node):
             await self.sit_out(window)
             return
         sealed = await self.seal(window, payload)
+        await asyncio.gather(self.prefetch(window), self.reveal(window, sealed))
         self.save(number)
-        await self.prefetch(window)
-        await self.reveal(window, sealed)
+        await self.tidy(number)
 
     async def contribute(self, window: Window) -> bytes | None:
         """Train and compress; the payload, or None when there is nothing to send."""
@@ -112,7 +113,9 @@ class Miner(Node):
         gather, reserve = self.listed(window.number)
         listed = {*gather, *reserve}
         peers = [p for p in await self.peers() if p.hotkey != self.hotkey and (not listed or p.uid in listed)]
-        await self.exchange.prefetch(window.number, peers)
+        with suppress(TimeoutError):
+            async with asyncio.timeout((window.reveal_block - window.seal_block) * self.chain.block_seconds):
+                await self.exchange.prefetch(window.number, peers)
 
     async def reveal(self, window: Window, sealed: Sealed) -> None:
         """Publish the key, not one block too early."""

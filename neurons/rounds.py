@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from bittensor_core import Keypair
 from blake3 import blake3
@@ -37,9 +38,6 @@ from storage.keys import Keys
 from storage.seal import SEAL_OVERHEAD_BYTES, associated_data, decrypt_shard, encrypt_shard
 
 log = logging.getLogger(__name__)
-
-_AT_ONCE = 16
-"""Peers that are read at the same time: enough to hide latency, few enough to bound memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,7 @@ class Exchange:
             except (StorageError, Rejected) as error:
                 log.debug("uid %d: nothing to prefetch: %s", peer.uid, error)
 
-        await at_once([one(peer) for peer in peers])
+        await asyncio.gather(*(one(peer) for peer in peers))
 
     async def read_shards(self, bucket: Bucket, window: int, hotkey: str, shards: Sequence[SealedShard]) -> list[bytes]:
         """Encrypted shards with the sealed digests, from memory or from `bucket`."""
@@ -152,7 +150,9 @@ class Exchange:
         if (hotkey, digest) not in self._opened:
             data = await asyncio.to_thread(self.decrypt, window, hotkey, key, sealed)
             check_payload_digest(data, digest)
-            self._opened[hotkey, digest] = await asyncio.to_thread(read_payload, data, self.run, self.layout, hotkey, window)
+            self._opened[hotkey, digest] = await asyncio.to_thread(
+                read_payload, data, self.run, self.layout, hotkey, window
+            )
         return self._opened[hotkey, digest]
 
     def decrypt(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> bytes:
@@ -239,10 +239,10 @@ class Entry:
 
 
 class Round:
-    """All peers of one window, read side by side. What one peer sends can only ever settle that peer's entry.
+    """All peers of one window, read side by side. What one peer sends can only ever settle that peer's entry, and
+    nobody waits for a peer that is slow: all are read at once, because a queue could be filled with such peers.
 
     `state` is θ_W and `roots` the recent roots with their windows, against which bases and proofs are checked.
-    No step of one peer may take longer than `patience_seconds`.
     """
 
     def __init__(
@@ -253,21 +253,48 @@ class Round:
         peers: Sequence[Peer],
         state: State,
         roots: Mapping[str, int],
-        patience_seconds: float,
     ) -> None:
         self.exchange, self.window, self.window_hash = exchange, window, window_hash
         self.state, self.roots = state, roots
-        self.patience_seconds = patience_seconds
         self.entries = {peer.uid: Entry(peer) for peer in peers}
+        self._reading: dict[int, asyncio.Task[None]] = {}
 
-    async def snapshot(self) -> None:
-        """The one reading of all seals, at block C + g, and of their shards."""
-        await at_once([self._guarded(entry, self._read_seal(entry)) for entry in self.entries.values()])
-        await at_once([self._guarded(entry, self._read_shards(entry)) for entry in self._open()])
+    async def snapshot(self, end: Coroutine[Any, Any, object]) -> None:
+        """The one reading of all seals, at block C + g, and of their shards, until `end` is over: a seal that its
+        bucket holds back until the first keys are out proves nothing."""
+        steps = [self._guarded(entry, self._read_sealed(entry)) for entry in self._open()]
+        reading = asyncio.ensure_future(asyncio.gather(*steps))
+        over = asyncio.create_task(end)
+        try:
+            await asyncio.wait({reading, over}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+        finally:
+            reading.cancel()
+            over.cancel()
+            await asyncio.gather(reading, over, return_exceptions=True)
+        for entry in self._open():
+            if entry.seal is None:
+                entry.rejected = Rejected(Reason.UNREACHABLE, "its bucket did not give the seal before keys were due")
 
-    async def poll(self) -> None:
-        """Look for keys that have come out since the last time, and open what they open."""
-        await at_once([self._guarded(entry, self._read_key(entry)) for entry in self._open()])
+    async def poll(self, seconds: float) -> None:
+        """Look for keys that have come out since the last time, and open what they open. A peer that takes longer
+        than `seconds` goes on being read while the others are looked at again."""
+        for entry in self._open():
+            if entry.peer.uid not in self._reading:
+                step = self._guarded(entry, self._read_key(entry))
+                self._reading[entry.peer.uid] = asyncio.create_task(step)
+        if self._reading:
+            done, _ = await asyncio.wait(self._reading.values(), timeout=seconds)
+            self._reading = {uid: task for uid, task in self._reading.items() if task not in done}
+            for task in done:
+                task.result()
+
+    async def stop_reading(self) -> None:
+        """Give up on who is still being read. Due before θ is probed: a sync proof checked against a probe fails."""
+        for task in self._reading.values():
+            task.cancel()
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
 
     def is_settled(self, uids: Collection[int]) -> bool:
         """Whether the checks of these peers have ended."""
@@ -277,9 +304,12 @@ class Round:
         """After the deadline: who has not revealed by now has contributed nothing. A seal that came after the
         snapshot is named as late, so that its owner can see why it did not count."""
         for entry in self._open():
-            entry.rejected = Rejected(Reason.NO_REVEAL, "no key by the reveal deadline")
+            if entry.peer.uid in self._reading:
+                entry.rejected = Rejected(Reason.UNREACHABLE, "its bucket had not answered by the reveal deadline")
+            else:
+                entry.rejected = Rejected(Reason.NO_REVEAL, "no key by the reveal deadline")
         missing = [e for e in self.entries.values() if e.rejected and e.rejected.reason is Reason.NO_SEAL]
-        await at_once([self._guarded(entry, self._look_for_late_seal(entry)) for entry in missing])
+        await asyncio.gather(*(self._guarded(entry, self._look_for_late_seal(entry)) for entry in missing))
 
     def reject_copies(self, copies: Mapping[int, Rejected], contributed: Collection[int] = ()) -> None:
         """Reject what `find_copies` found, except for those a manifest already counts."""
@@ -293,6 +323,10 @@ class Round:
 
     def _open(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if not entry.settled]
+
+    async def _read_sealed(self, entry: Entry) -> None:
+        await self._read_seal(entry)
+        await self._read_shards(entry)
 
     async def _read_seal(self, entry: Entry) -> None:
         try:
@@ -339,25 +373,11 @@ class Round:
     async def _guarded(self, entry: Entry, step: Awaitable[None]) -> None:
         """Let whatever goes wrong with one peer end here, as the reason of that peer."""
         try:
-            async with asyncio.timeout(self.patience_seconds):
-                await step
+            await step
         except Rejected as rejected:
             entry.rejected = rejected
         except StorageError as error:
             entry.rejected = Rejected(Reason.UNREACHABLE, str(error)[:200])
-        except TimeoutError:
-            entry.rejected = Rejected(Reason.UNREACHABLE, f"no answer within {self.patience_seconds:.0f} s")
 
     def _seal_key(self, entry: Entry) -> str:
         return self.exchange.keys.seal(self.window, entry.peer.hotkey)
-
-
-async def at_once(steps: Sequence[Awaitable[None]]) -> None:
-    """Await all of `steps`, a bounded number at a time."""
-    gate = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(step: Awaitable[None]) -> None:
-        async with gate:
-            await step
-
-    await asyncio.gather(*(one(step) for step in steps))

@@ -163,6 +163,7 @@ class Validator(Node):
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
         """Evaluate the payloads of this window on θ_W while the next window trains, until that closes."""
         await self._poll(found, window, set(found.entries))
+        await found.stop_reading()
         found.reject_copies(self._copies(found), {c.uid for c in manifest.contributions})
         payloads = found.payloads()
         self.report(f"judging {len(payloads)} payloads")
