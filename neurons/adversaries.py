@@ -38,8 +38,12 @@ class Copycat(Miner):
             await self.sit_out(window)
             return
         victim, theirs = found
-        await self._post_as_own(window, victim, theirs)
-        await self._loot(window, victim, theirs)
+        try:
+            await self._post_as_own(window, victim, theirs)
+            await self._loot(window, victim, theirs)
+        except (StorageError, Rejected) as error:
+            self.complain(f"uid {victim.uid} was no good victim: {error}")
+            await self.sit_out(window)
 
     async def _victim(self, window: Window) -> tuple[Peer, Seal] | None:
         """Someone who has sealed already."""

@@ -22,7 +22,7 @@ from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import Divergence, DocumentError, LedgerError, Rejected
+from protocol.errors import ChainUnreachable, Divergence, DocumentError, LedgerError, Rejected
 from protocol.ledger.manifest import (
     FIRST_PREVIOUS,
     MANIFEST_LIMIT_BYTES,
@@ -102,6 +102,11 @@ class Node:
             except Divergence as error:
                 log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
                 await self.load()
+            except (StorageError, ChainUnreachable) as error:
+                # The own bucket, the dataset or the chain is away: what belongs to a peer never gets here.
+                self.complain(f"lost this window: {error}")
+                self.report(f"trying again: {error}")
+                await tick(self.chain)
 
     async def window(self, number: int) -> None:
         """Take part in window `number`."""

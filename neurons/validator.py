@@ -16,6 +16,7 @@ from neurons.node import Node, Parts
 from neurons.rounds import Round
 from protocol.errors import ChainError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies
+from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook
 from protocol.gauntlet.selection import contributors, sample, select
@@ -244,7 +245,7 @@ class Validator(Node):
             numbers = range(self.dataset.index.held_out_pages)
             pages = await asyncio.gather(*(self.dataset.read_held_out(number) for number in numbers))
             losses = await asyncio.to_thread(self._judge().losses, np.concatenate(pages))
-            self.held_out_loss = float(losses.mean())
+            self.held_out_loss = float(bounded_losses(losses).mean())
         return self.held_out_loss
 
     # --- parts of the steps -----------------------------------------------------------------------------------

@@ -66,10 +66,10 @@ def check_contributions(
     manifest: Manifest, run: Run, gather: Sequence[int], reserve: Sequence[int], sealed_sizes: Sequence[int]
 ) -> None:
     """Raise `LedgerError` unless what a manifest applies and lists is allowed: contributors from the lists in effect
-    (anyone, when there are none), objects of the run's sizes, nobody both applied and rejected, lists within bounds."""
+    (anyone, without a gather list), objects of the run's sizes, nobody both applied and rejected, lists within bounds."""
     window, listed = manifest.window, {*gather, *reserve}
     applied = {contribution.uid for contribution in manifest.contributions}
-    if listed and not applied <= listed:
+    if gather and not applied <= listed:
         raise LedgerError(f"manifest {window}: uids {sorted(applied - listed)} contribute but are on no list")
     both = applied & {refusal.uid for refusal in manifest.rejected}
     if both:

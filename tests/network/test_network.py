@@ -13,6 +13,8 @@ from neurons.leaderboard.view import Watcher
 from neurons.validator import Validator
 from protocol.ledger.manifest import FIRST_PREVIOUS
 from protocol.run import preset_table
+from storage.bucket import Bucket
+from storage.errors import Unavailable
 
 
 def thorough() -> dict[str, Any]:
@@ -186,6 +188,43 @@ def test_a_second_validator_reaches_the_same_scores_and_stands_in_when_the_leade
     assert second in signers
     assert len(signers) == 2
     assert len(last.contributions) == 2
+
+
+class FullDisk:
+    """A bucket that takes nothing while `full`."""
+
+    def __init__(self, inner: Bucket) -> None:
+        self.inner, self.full = inner, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def put(self, key: str, data: bytes) -> None:
+        if self.full:
+            raise Unavailable("no space left on device")
+        await self.inner.put(key, data)
+
+
+def test_a_miner_whose_own_disk_is_full_for_a_while_loses_those_windows_and_nothing_else(network, virtual) -> None:
+    async def scenario() -> Any:
+        async with await network(["v", "a", "b"]) as net:
+            disk = FullDisk(net.bucket("b"))
+            net.start("v", Validator)
+            net.start("a")
+            net.start("b", bucket=disk)
+            await net.windows(2)
+            disk.full = True
+            await net.windows(2)
+            disk.full = False
+            await net.windows(2)
+            await net.blocks(1)
+            assert len(net.roots()) == 1
+            return [(await net.receipts(window)).of(2).reason for window in range(6)]
+
+    reasons = virtual(scenario())
+    assert reasons[:2] == [None, None]
+    assert "no_seal" in reasons
+    assert reasons[-1] is None
 
 
 def test_what_the_leaderboard_prints_is_json_that_reads_back(network, virtual) -> None:
