@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
-from neurons.errors import ConfigError, NeuronError
-from protocol.errors import ChainError, ProtocolError
-from storage.errors import StorageError
+from neurons.errors import EXPECTED_ERRORS, exit_code
+from neurons.folder import Charter, require_network
 
-EXPECTED_ERRORS = (NeuronError, ProtocolError, StorageError)
-"""What ends a command with one sentence instead of a traceback."""
+if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
+    from neurons.explain import Explanation
+    from neurons.leaderboard.view import View, Watcher
+    from neurons.node import Node
 
 EXIT_INTERRUPTED = 130
+
+Read = TypeVar("Read")
 
 app = typer.Typer(
     name="windrow",
@@ -30,15 +33,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Dir = Annotated[Path, typer.Option("--dir", help="Folder of a network on this machine.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+cheats = typer.Typer(no_args_is_help=True)
+app.add_typer(cheats, name="cheat", help="Run a miner that cheats, to see it fail.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Expected errors become one sentence on stderr."""
     try:
-        app(list(sys.argv[1:] if arguments is None else arguments))
+        app(list(sys.argv[1:] if arguments is None else arguments), prog_name="windrow")
     except EXPECTED_ERRORS as error:
         print(f"windrow: {error}", file=sys.stderr)
         return exit_code(error)
@@ -49,160 +51,178 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def exit_code(error: Exception) -> int:
-    """The documented exit code of an expected error (docs/operations.md)."""
-    if isinstance(error, NeuronError):
-        return error.exit_code
-    if isinstance(error, ChainError):
-        return 6
-    return 2 if isinstance(error, ProtocolError) else 9
-
-
 # --- neurons ----------------------------------------------------------------------------------------------
 
-_OPTIONS: dict[str, tuple[Any, str, str]] = {
-    "dir": (Path, "--dir", "Folder of a network on this machine; the paths that are not given lie in it."),
-    "run": (Path, "--run", "run.toml of the run."),
-    "dataset": (Path, "--dataset", "Folder of the run's dataset."),
-    "buckets": (Path, "--buckets", "Folder of the buckets of the built-in chain."),
-    "state": (Path, "--state", "Folder for local state and status."),
-    "wallet_name": (str, "--wallet.name", "Name of the wallet."),
-    "wallet_hotkey": (str, "--wallet.hotkey", "Name of its hotkey."),
-    "wallet_path": (Path, "--wallet.path", "Folder of wallets."),
-    "netuid": (int, "--netuid", "Subnet."),
-    "subtensor_network": (str, "--subtensor.network", "Chain; 'local' is the built-in one."),
-    "subtensor_chain_endpoint": (str, "--subtensor.chain_endpoint", "Where the chain is: sqlite:PATH."),
-    "threads": (int, "--threads", "Threads torch may use."),
-    "dtype": (str, "--dtype", "auto, bf16 or fp32."),
-    "register_hotkey": (bool, "--register", "Register the hotkey on the subnet if it is not."),
-}
+
+def _add_neuron(group: typer.Typer, name: str, load: Callable[[], type[Node]], text: str) -> None:
+    """Add the command that runs one kind of neuron. All kinds have the same options, those that Bittensor users type
+    among them; each is a field of `NodeSettings`, and None when it was not given."""
+
+    def run(
+        dir: Annotated[Path | None, typer.Option("--dir", help="Folder of a network on this machine.")] = None,
+        wallet_name: Annotated[str | None, typer.Option("--wallet.name", help="Name of the wallet.")] = None,
+        wallet_hotkey: Annotated[str | None, typer.Option("--wallet.hotkey", help="Name of its hotkey.")] = None,
+        wallet_path: Annotated[Path | None, typer.Option("--wallet.path", help="Folder of wallets.")] = None,
+        register_hotkey: Annotated[
+            bool | None, typer.Option("--register", help="Register the hotkey on the subnet if it is not.")
+        ] = None,
+        netuid: Annotated[int | None, typer.Option("--netuid", help="Subnet; the built-in chain has number 1.")] = None,
+        subtensor_network: Annotated[
+            str | None, typer.Option("--subtensor.network", help="Chain; 'local' is the built-in one.")
+        ] = None,
+        subtensor_chain_endpoint: Annotated[
+            str | None, typer.Option("--subtensor.chain_endpoint", help="Where the chain is: sqlite:PATH.")
+        ] = None,
+        run: Annotated[Path | None, typer.Option("--run", help="run.toml of the run.")] = None,
+        dataset: Annotated[Path | None, typer.Option("--dataset", help="The run's dataset.")] = None,
+        buckets: Annotated[Path | None, typer.Option("--buckets", help="All buckets.")] = None,
+        state: Annotated[Path | None, typer.Option("--state", help="Local state and status.")] = None,
+        threads: Annotated[int | None, typer.Option("--threads", help="Threads torch may use.")] = None,
+        dtype: Annotated[str | None, typer.Option("--dtype", help="bf16, fp32 or auto: the faster one.")] = None,
+        config: Annotated[Path | None, typer.Option("--config", help="TOML file of these settings.")] = None,
+    ) -> None:
+        from neurons.process import run_neuron
+        from neurons.settings import load_settings
+
+        flags = {
+            "dir": dir,
+            "run": run,
+            "dataset": dataset,
+            "buckets": buckets,
+            "state": state,
+            "wallet_name": wallet_name,
+            "wallet_hotkey": wallet_hotkey,
+            "wallet_path": wallet_path,
+            "netuid": netuid,
+            "subtensor_network": subtensor_network,
+            "subtensor_chain_endpoint": subtensor_chain_endpoint,
+            "threads": threads,
+            "dtype": dtype,
+            "register_hotkey": register_hotkey,
+        }
+        run_neuron(load(), load_settings(flags, os.environ, config))
+
+    group.command(name, help=text)(run)
 
 
-def _neuron_options() -> list[inspect.Parameter]:
-    parameters = []
-    for name, (kind, flag, text) in _OPTIONS.items():
-        option = typer.Option(flag, help=text, show_default=False)
-        annotation = Annotated[kind | None, option]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    config = Annotated[Path | None, typer.Option("--config", help="TOML file of these settings.", show_default=False)]
-    parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config))
-    return parameters
-
-
-def _neuron(kind: str, config: Path | None, flags: dict[str, Any]) -> None:
-    from neurons.adversaries import adversary
+def _miner() -> type[Node]:
     from neurons.miner import Miner
-    from neurons.process import run_neuron
-    from neurons.settings import load_settings
+
+    return Miner
+
+
+def _validator() -> type[Node]:
     from neurons.validator import Validator
 
-    classes = {"miner": Miner, "validator": Validator}
-    neuron = classes.get(kind) or adversary(kind)
-    run_neuron(neuron, load_settings(flags, os.environ, config))
+    return Validator
 
 
-def _add_neuron(kind: str, text: str) -> None:
-    def command(*, config: Path | None = None, **flags: Any) -> None:
-        _neuron(kind, config, flags)
+def _cheat(kind: str) -> type[Node]:
+    from neurons.adversaries import adversary
 
-    command.__doc__ = text
-    command.__signature__ = inspect.Signature(_neuron_options())  # type: ignore[attr-defined]
-    app.command(kind)(command)
+    return adversary(kind)
 
 
-def _add_cheat() -> None:
-    def command(kind: str, *, config: Path | None = None, **flags: Any) -> None:
-        _neuron(kind, config, flags)
-
-    which = Annotated[str, typer.Argument(help="copycat or freerider")]
-    first = inspect.Parameter("kind", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=which)
-    command.__doc__ = "Run a miner that cheats, to see it fail."
-    command.__signature__ = inspect.Signature([first, *_neuron_options()])  # type: ignore[attr-defined]
-    app.command("cheat")(command)
-
-
-_add_neuron("miner", "Run a miner: train, compress, seal, reveal.")
-_add_neuron("validator", "Run a validator: collect, agree, judge, pay.")
-_add_cheat()
+_add_neuron(app, "miner", _miner, "Run a miner: train, compress, seal, reveal.")
+_add_neuron(app, "validator", _validator, "Run a validator: collect, agree, judge, pay.")
+_add_neuron(cheats, "copycat", partial(_cheat, "copycat"), "Post what others have trained.")
+_add_neuron(cheats, "freerider", partial(_cheat, "freerider"), "Train nothing and send noise or zeros.")
 
 
 # --- a network on this machine ----------------------------------------------------------------------------
 
+Dir = Annotated[Path, typer.Option("--dir", help="Folder of a network on this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+_DEFAULT_DIR = Path("windrow-network")
+
 
 @app.command()
 def up(
-    folder: Dir = Path("windrow-network"),
-    miners: Annotated[int, typer.Option(min=0, help="Honest miners of a new network.")] = 4,
-    validators: Annotated[int, typer.Option(min=1, help="Validators of a new network.")] = 1,
-    cheats: Annotated[str, typer.Option(help="Cheats of a new network: copycat, freerider.")] = "copycat,freerider",
-    windows: Annotated[int | None, typer.Option(min=1, help="End after so many more windows.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Folder of text to train on [the standard library].")] = None,
-    preset: Annotated[str, typer.Option(help="Constants of a new run: a preset, or a TOML file.")] = "demo",
-    block_seconds: Annotated[float, typer.Option(min=0.05, help="Block time of a new network.")] = 1.0,
+    folder: Dir = _DEFAULT_DIR,
+    miners: Annotated[int | None, typer.Option(min=0, help="Honest miners of a new network.", show_default="4")] = None,
+    validators: Annotated[
+        int | None, typer.Option(min=1, help="Validators of a new network.", show_default="1")
+    ] = None,
+    cheats: Annotated[
+        str | None, typer.Option(help="Cheats of a new network.", show_default="copycat,freerider")
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="End after so many more windows.", show_default="never")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of text to train on.", show_default="the standard library")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Constants of a new run: a preset or a TOML file.", show_default="demo")
+    ] = None,
+    block_seconds: Annotated[
+        float | None, typer.Option(min=0.05, help="Block time of a new network.", show_default="1")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live screen.")] = False,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Run a whole network on this machine, or resume the one in the folder."""
-    from neurons.founding import Plan
+    from neurons.founding import Wishes
     from neurons.localnet import up as run_up
 
     console = Console(stderr=as_json)
-    kinds = tuple(kind.strip() for kind in cheats.split(",") if kind.strip())
-    plan = Plan(miners, validators, kinds, preset, block_seconds, text)
-    result = run_up(folder.absolute(), plan, windows, console, plain or not console.is_terminal)
+    kinds = None if cheats is None else tuple(kind.strip() for kind in cheats.split(",") if kind.strip())
+    wishes = Wishes(miners, validators, kinds, preset, block_seconds, text)
+    outcome = run_up(folder.absolute(), wishes, windows, console, plain or not console.is_terminal)
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(outcome.table))
+    if outcome.failure is not None:
+        raise outcome.failure
+    if outcome.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 @app.command()
-def leaderboard(folder: Dir = Path("windrow-network"), as_json: Json = False) -> None:
+def leaderboard(folder: Dir = _DEFAULT_DIR, as_json: Json = False) -> None:
     """Who earns what, from the buckets and the chain alone."""
     from neurons.leaderboard.terminal import leaderboard_table
-    from neurons.leaderboard.view import View
+    from neurons.localnet import names
 
-    async def read(watcher: Any) -> View:
+    async def read(watcher: Watcher) -> View:
         return await watcher.refresh()
 
-    view = _read(folder, read)
+    charter = require_network(folder)
+    view = _read(folder, charter, read)
     if as_json:
         print(json.dumps(view.to_json()))
     else:
-        Console().print(leaderboard_table(view, None))
+        Console().print(leaderboard_table(view, names(folder, charter)))
 
 
 @app.command()
 def explain(
     uid: Annotated[int, typer.Argument(help="Slot of the peer.")],
-    window: Annotated[int | None, typer.Argument(help="Window [the newest].")] = None,
-    folder: Dir = Path("windrow-network"),
+    window: Annotated[int | None, typer.Argument(help="Window; the newest if not given.")] = None,
+    folder: Dir = _DEFAULT_DIR,
     as_json: Json = False,
 ) -> None:
     """Why a peer got its score in a window, from receipts alone."""
-    from neurons.explain import Explanation
     from neurons.explain import explain as explain_receipts
 
-    async def read(watcher: Any) -> Explanation:
+    async def read(watcher: Watcher) -> Explanation:
         await watcher.refresh()
         receipts = await watcher.receipts(window)
         receipt = receipts.of(uid)
         incentive = await watcher.incentive(uid, receipt.hotkey) if receipt else None
         return explain_receipts(receipts, uid, watcher.run, incentive)
 
-    explanation = _read(folder, read)
+    explanation = _read(folder, require_network(folder), read)
     if as_json:
         print(json.dumps(explanation.to_json()))
     else:
         Console().print(explanation)
 
 
-def _read(folder: Path, read: Any) -> Any:
+def _read(folder: Path, charter: Charter, read: Callable[[Watcher], Awaitable[Read]]) -> Read:
     from neurons.localnet import open_watcher
 
-    if not (folder / "run.toml").exists():
-        raise ConfigError(f"there is no network in {folder}; start one with: windrow up --dir {folder}")
-    watcher = open_watcher(folder.absolute())
-
-    async def run() -> Any:
+    async def run() -> Read:
+        watcher = open_watcher(folder.absolute(), charter)
         try:
             return await read(watcher)
         finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from protocol.errors import ChainError, ProtocolError
+from storage.errors import StorageError
+
 
 class NeuronError(Exception):
     """Root of the tree. `exit_code` is what a command ends with when this error reaches the user."""
@@ -26,7 +29,8 @@ class ModelError(NeuronError):
 
 
 class FolderError(NeuronError):
-    """A network's folder is in use by another `windrow up`, or holds something that is not a network."""
+    """A folder cannot be used: another process holds it, it is no network's, or of another network than the flags
+    ask for."""
 
     exit_code = 4
 
@@ -53,3 +57,20 @@ class NotJudged(NeuronError):
     """There are no receipts of this window, or none of this peer in it."""
 
     exit_code = 8
+
+
+EXPECTED_ERRORS = (NeuronError, ProtocolError, StorageError)
+"""What ends a command with one sentence instead of a traceback."""
+
+_CHAIN_EXIT_CODE = 6
+_RUN_EXIT_CODE = 2
+_STORAGE_EXIT_CODE = 9
+
+
+def exit_code(error: Exception) -> int:
+    """What a command ends with when this expected error reaches the user (docs/operations.md)."""
+    if isinstance(error, NeuronError):
+        return error.exit_code
+    if isinstance(error, ChainError):
+        return _CHAIN_EXIT_CODE
+    return _RUN_EXIT_CODE if isinstance(error, ProtocolError) else _STORAGE_EXIT_CODE

@@ -1,196 +1,292 @@
-"""A whole network on one machine: one folder, one process per neuron, a chain that ticks, a live screen."""
+"""A whole network on one machine: one folder, one process per neuron, a chain that ticks, a screen."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 
-from neurons.errors import FolderError, NetworkError, NeuronError
-from neurons.founding import Member, Plan, found, read_members
-from neurons.leaderboard.terminal import live_screen, summary
-from neurons.leaderboard.view import APPLIED, PASSED, View, Watcher
-from neurons.process import read_run
-from neurons.settings import network_defaults
-from neurons.status import STATUS_FILE, NodeStatus, read_status
+from neurons import founding, nursery, screens
+from neurons.errors import FolderError, NetworkError
+from neurons.folder import (
+    Charter,
+    Member,
+    Places,
+    claimed,
+    founded_run,
+    is_held,
+    read_charter,
+    require_network,
+    under_construction,
+)
+from neurons.leaderboard.terminal import summary
+from neurons.leaderboard.view import View, Watcher
+from neurons.leaderboard.words import plain as printable
+from neurons.nursery import Call, Child, ending
+from neurons.status import STATUS_FILE, NodeStatus, read_statuses
 from protocol.chain.local import LocalChain
 from protocol.run import Run
 from protocol.window import deadlines, window_of
+from storage.dataset import open_dataset
+from storage.directory import DirectoryBucket
+from storage.errors import StorageError
 from storage.location import decode, open_bucket
 
-_PRELOAD = [
-    "neurons.founding",
-    "neurons.validator",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama",
-]
-"""What every neuron imports: done once in the fork server, so that a process starts in a moment."""
-_JOIN_SECONDS = 30.0
-_STOP_SECONDS = 3.0
+_JOIN_SECONDS = 60.0
+"""How long the chain waits for neurons that are still starting; one that hangs must not hold up the others."""
+
 _REFRESH_SECONDS = 0.5
 
+_MINER_NICENESS = 5
+"""On a machine with fewer cores than neurons the validator goes first: everybody waits for it, nobody for a miner."""
+_LOG_TAIL_BYTES = 4096
+_LAST_WORDS_CHARACTERS = 300
 
-@dataclass(slots=True)
-class Neuron:
-    """One neuron as a process. Closing `lifeline` is what tells the process that its network is gone."""
+Say = Callable[[str], None]
 
-    member: Member
-    process: BaseProcess
-    lifeline: Connection
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How `windrow up` ended: what `--json` prints, whether it was interrupted, and what made it impossible to go
+    on, if anything did."""
+
+    table: dict[str, Any]
+    interrupted: bool
+    failure: NetworkError | None
 
 
 @dataclass(slots=True)
 class Network:
-    """A running network. `target` is the window at which it ends, None to go on until interrupted."""
+    """A running network. `target` is the window at which it ends, None to go on until interrupted; `began` is when
+    this `windrow up` did, in Unix seconds; `ticking` whether the chain makes blocks; `guests` are neurons that somebody
+    started by hand; `dead` says what happened to each process that ended by itself."""
 
     folder: Path
-    run: Run
+    charter: Charter
     chain: LocalChain
     watcher: Watcher
-    neurons: list[Neuron]
-    started: float
-    first_window: int
     target: int | None
+    began: float
+    ticking: bool = False
+    guests: set[str] = field(default_factory=set)
+    children: list[Child] = field(default_factory=list)
     dead: dict[str, str] = field(default_factory=dict)
 
     def statuses(self) -> list[NodeStatus]:
-        """What each neuron says it does, those started by hand too."""
-        folders = sorted(path.parent for path in (self.folder / "nodes").glob(f"*/{STATUS_FILE}"))
-        return [status for folder in folders if (status := read_status(folder))]
+        """What each neuron says it does: the members, and the guests, which were started by hand."""
+        here = {member.name for member in self.charter.members} | self.guests
+        return [status for status in read_statuses(Places(self.folder).nodes) if status.name in here]
 
-    def notice_the_dead(self) -> None:
-        """Name processes that ended though nobody stopped them."""
-        for neuron in self.neurons:
-            code = neuron.process.exitcode
-            if code is not None and neuron.member.name not in self.dead:
-                how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                self.dead[neuron.member.name] = f"{how}; see {self.folder / 'nodes' / neuron.member.name / 'log'}"
-        validators = [n.member.name for n in self.neurons if n.member.role == "validator"]
+    def living(self) -> list[NodeStatus]:
+        """The statuses of those who have joined and have not died."""
+        return [status for status in self.statuses() if status.roots and status.name not in self.dead]
+
+    def awaited(self) -> list[str]:
+        """Members that are still starting."""
+        known = {status.name for status in self.living()} | self.dead.keys()
+        return [member.name for member in self.charter.members if member.name not in known]
+
+    def notice(self) -> None:
+        """Look who has come by hand, and whose process has ended though nobody stopped it."""
+        places = Places(self.folder)
+        members = {member.name for member in self.charter.members}
+        self.guests |= {path.name for path in places.nodes.iterdir() if path.name not in members and is_held(path)}
+        gone = {name: "has ended; it was started by hand" for name in self.guests}
+        for child in self.children:
+            code = child.process.exitcode
+            if code is not None:
+                said = f": {_last_words(places.log(child.name))}" if code > 0 else ""
+                gone[child.name] = f"{ending(code)}{said} (log: {places.log(child.name)})"
+        # Whoever holds its folder lives: somebody may have started a dead neuron again, by hand.
+        self.dead = {name: how for name, how in gone.items() if not is_held(places.node(name))}
+
+    def require_validator(self) -> None:
+        """Raise `NetworkError` when the process of every validator has ended."""
+        validators = [member.name for member in self.charter.members if member.role == "validator"]
         if all(name in self.dead for name in validators):
-            raise NetworkError(f"no validator is left: {'; '.join(f'{n} {self.dead[n]}' for n in validators)}")
+            raise NetworkError(f"no validator is left: {'; '.join(f'{name} {self.dead[name]}' for name in validators)}")
 
-    def roots(self, window: int) -> dict[str, str]:
-        """Root of θ before `window` by name, of every living neuron that has reached it."""
-        living = {n.member.name for n in self.neurons} - set(self.dead)
-        return {s.name: s.roots[window] for s in self.statuses() if s.name in living and window in s.roots}
+    def roots(self) -> dict[str, str]:
+        """Root of θ by name, before the newest window that all the living have reached."""
+        living = self.living()
+        known = [set(status.roots) for status in living]
+        newest = max(set.intersection(*known) or set.union(*known)) if known else 0
+        return {status.name: status.roots[newest] for status in living if newest in status.roots}
 
     def is_finished(self, view: View) -> bool:
-        """Whether the last window is judged and every living neuron has applied it."""
+        """Whether the last window is judged and every living neuron has applied it. Who does not within one window
+        more is not waited for."""
         if self.target is None or view.newest is None or view.newest < self.target - 1:
             return False
-        return len(self.roots(self.target)) == len(self.neurons) - len(self.dead)
+        behind = any(max(status.roots) < self.target for status in self.living())
+        return not behind or view.block >= deadlines(self.target, self.watcher.run.time).close_block
 
 
-def up(folder: Path, plan: Plan, windows: int | None, console: Console, plain: bool) -> dict[str, Any]:
+def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Console, plain: bool) -> Outcome:
     """Found the network in `folder`, or resume the one that is there, and run it: for `windows` more windows, or
-    until interrupted. Returns what `--json` prints. `plain` prints lines instead of the live screen."""
+    until interrupted. `plain` prints lines instead of the live screen."""
     began = time.time()
-    # Neurons get one thread each; libraries read this when they are imported, in the fork server.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    members = read_members(folder)
-    if members is None:
-        console.print(f"founding a network in [bold]{folder}[/]: {len(plan.members())} neurons")
-        _found_in_child(context, folder, plan, lambda text: console.print(f"  {text}"))
-        members = read_members(folder)
-    else:
-        console.print(f"resuming the network in [bold]{folder}[/]: {len(members)} neurons")
-    assert members is not None
-    with _locked(folder):
-        return asyncio.run(_run(context, folder, members, windows, console, plain, began))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end by a program: the same as by Ctrl-C
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    with claimed(folder), contextlib.ExitStack() as stack:
+        charter = read_charter(folder)
+        if charter is None:
+            plan = founding.plan(wishes)
+            say(f"founding a network in {folder}: {len(plan.members)} neurons")
+            context = stack.enter_context(nursery.preloaded())
+            dtype = _found(context, folder, plan, say)
+            charter = require_network(folder)
+        else:
+            run = asyncio.run(_check(folder, charter, wishes))
+            say(f"resuming the network in {folder}: {len(charter.members)} neurons")
+            say("loading torch and transformers, once for all neurons")
+            context = stack.enter_context(nursery.preloaded())
+            dtype = _probe(context, run, say)
+        screen = screens.printed if plain else screens.drawn
+        return asyncio.run(_run(context, folder, charter, dtype, windows, screen, console, began))
 
 
-def open_watcher(folder: Path) -> Watcher:
+def open_watcher(folder: Path, charter: Charter) -> Watcher:
     """A reader of the network in `folder`: its chain and buckets, no wallet, no local state."""
-    paths = network_defaults(folder)
-    chain = LocalChain.open(folder / "chain.sqlite")
-    return Watcher(read_run(paths["run"]), chain, lambda data: open_bucket(decode(data), paths["buckets"]))
+    run = founded_run(folder, charter)
+    return _watcher(folder, run, LocalChain.open(Places(folder).chain))
+
+
+def _watcher(folder: Path, run: Run, chain: LocalChain) -> Watcher:
+    return Watcher(run, chain, lambda data: open_bucket(decode(data), Places(folder).buckets))
+
+
+def names(folder: Path, charter: Charter) -> dict[str, str]:
+    """What the neurons of this machine are called, by hotkey: decoration for screens, nothing is decided by it."""
+    return {status.hotkey: status.name for status in read_statuses(Places(folder).nodes)} | charter.names()
+
+
+# --- before the first block -------------------------------------------------------------------------------
+
+
+def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: Say) -> str:
+    """Make the network in processes of their own; returns what to compute in. The text is cut while the fork server
+    still imports, by a process that needs nothing of that."""
+    with under_construction(folder), contextlib.ExitStack() as calls:
+        spawn = multiprocessing.get_context("spawn")
+        text = calls.enter_context(contextlib.closing(Call(spawn, founding.write_text, folder, plan)))
+        dataset_digest = text.result(say)
+        rest = Call(context, founding.write_rest, folder, plan, dataset_digest)
+        calls.enter_context(contextlib.closing(rest))
+        rest.result(say)
+        return _probe(context, plan.draft, say)
+
+
+async def _check(folder: Path, charter: Charter, wishes: founding.Wishes) -> Run:
+    """The run in `folder`, if it is whole and the one that is wished for; raises with what is wrong."""
+    places = Places(folder)
+    run = founded_run(folder, charter)
+    chain = LocalChain.open(places.chain)
+    await chain.close()
+    founding.require_same(folder, charter, run, chain.block_seconds, wishes)
+    try:
+        await (await open_dataset(DirectoryBucket(places.dataset), run.dataset.index_digest)).verify()
+    except StorageError as error:
+        raise FolderError(
+            f"the dataset in {folder} is damaged ({error}); restore it, or found a new network"
+        ) from error
+    return run
+
+
+def _probe(context: ForkServerContext, run: Run, say: Say) -> str:
+    """What to compute in, found out once for all neurons."""
+    with contextlib.closing(Call(context, _fastest, run)) as call:
+        dtype = call.result(say)
+    say(f"  computing in {dtype}, the faster one here")
+    return dtype
+
+
+def _fastest(say: Say, run: Run) -> str:
+    import torch
+
+    from neurons.process import probe_dtype
+
+    torch.set_num_threads(1)
+    return probe_dtype(run)
+
+
+# --- while it runs ----------------------------------------------------------------------------------------
 
 
 async def _run(
-    context: Any,
+    context: ForkServerContext,
     folder: Path,
-    members: Sequence[Member],
+    charter: Charter,
+    dtype: str,
     windows: int | None,
+    screen: Callable[[Console], AbstractContextManager[screens.Show]],
     console: Console,
-    plain: bool,
     began: float,
-) -> dict[str, Any]:
-    watcher = open_watcher(folder)
-    run, chain = watcher.run, LocalChain.open(folder / "chain.sqlite")
-    first = window_of((await chain.head()).number, run.time)
+) -> Outcome:
+    chain = LocalChain.open(Places(folder).chain)
+    watcher = _watcher(folder, founded_run(folder, charter), chain)
+    first = window_of((await chain.head()).number, watcher.run.time)
     target = None if windows is None else first + windows
-    for path in (folder / "nodes").glob(f"*/{STATUS_FILE}"):
-        path.unlink()
-    console.print(f"  starting {len(members)} processes")
-    neurons = [_start(context, folder, member) for member in members]
-    network = Network(folder, run, chain, watcher, neurons, began, first, target)
+    network = Network(folder, charter, chain, watcher, target, began)
+    interrupted, failure = False, None
+    try:
+        try:
+            for member in charter.members:
+                network.children.append(_start(context, folder, member, dtype))
+            with screen(console) as show:
+                interrupted = await _attend(network, show)
+        except NetworkError as error:
+            failure = error
+        finally:
+            nursery.stop(network.children)
+        # Only now: nothing moves any more, so any later look at the folder gives the same numbers.
+        view = await watcher.refresh()
+    finally:
+        await chain.close()
+    seconds, roots = time.time() - began, network.roots()
+    if view.windows:
+        console.print(summary(view, roots, seconds, folder, names(network.folder, network.charter)))
+    return Outcome(_table(network, view, roots, seconds), interrupted, failure)
+
+
+async def _attend(network: Network, show: screens.Show) -> bool:
+    """Let the network run until it is finished (False) or somebody interrupts it (True)."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    screen = _plain_screen if plain else _live_screen
-    tasks: list[asyncio.Task[None]] = []
+    tasks = [asyncio.create_task(work) for work in (_produce(network), _watch(network, show), stop.wait())]
     try:
-        tasks = [
-            asyncio.create_task(_produce(network)),
-            asyncio.create_task(screen(network, console)),
-            asyncio.create_task(_wait(stop)),
-        ]
-        done, _ = await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-        if tasks[0].done():
-            tasks[0].result()
-        view = await watcher.refresh()
-        seconds = time.time() - began
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        _stop(neurons)
-        await watcher.chain.close()
-        await chain.close()
-    at = target if target is not None and not stop.is_set() else (view.newest or 0) + 1
-    roots = network.roots(at)
-    console.print(summary(view, roots, seconds, folder))
-    roles = {status.hotkey: _role(status, members) for status in network.statuses()}
-    table = view.to_json()
-    table["peers"] = [{**peer, "role": roles.get(peer["hotkey"], "miner")} for peer in table["peers"]]
-    result = {"seconds": round(seconds, 1), "roots": roots, "dead": network.dead, **table}
-    if target is not None and stop.is_set():
-        raise KeyboardInterrupt
-    return result
-
-
-def _role(status: NodeStatus, members: Sequence[Member]) -> str:
-    return next((member.role for member in members if member.name == status.name), status.role)
-
-
-async def _wait(stop: asyncio.Event) -> None:
-    await stop.wait()
+    return stop.is_set()
 
 
 async def _produce(network: Network) -> None:
     """The chain's clock: once every neuron has joined (or some time has passed), a block every block time."""
     deadline = time.monotonic() + _JOIN_SECONDS
-    while time.monotonic() < deadline and sum(bool(s.roots) for s in network.statuses()) < len(network.neurons):
+    while network.awaited() and time.monotonic() < deadline:
         await asyncio.sleep(_REFRESH_SECONDS / 5)
+    network.ticking = True
     due = time.monotonic()
     while True:
         due = max(due + network.chain.block_seconds, time.monotonic())
@@ -198,141 +294,85 @@ async def _produce(network: Network) -> None:
         network.chain.produce_block(time.time())
 
 
-# --- screens ----------------------------------------------------------------------------------------------
-
-
-async def _live_screen(network: Network, console: Console) -> None:
-    with Live(console=console, auto_refresh=False, screen=False, transient=True) as live:
-        while True:
-            network.notice_the_dead()
-            view = await network.watcher.refresh()
-            live.update(await _picture(network, view), refresh=True)
-            if network.is_finished(view):
-                return
-            await asyncio.sleep(_REFRESH_SECONDS)
-
-
-async def _picture(network: Network, view: View) -> Any:
-    head = await network.chain.head()
-    close = deadlines(window_of(head.number, network.run.time), network.run.time).close_block
-    seconds = (close - head.number) * network.chain.block_seconds - (time.time() - head.timestamp)
-    return live_screen(view, network.statuses(), network.dead, str(network.folder), max(0.0, seconds))
-
-
-async def _plain_screen(network: Network, console: Console) -> None:
-    """For a terminal that is none: a line per judged window and per death."""
-    said, told = network.first_window - 1, set[str]()
+async def _watch(network: Network, show: screens.Show) -> None:
+    """Show what happens until the network is finished."""
     while True:
-        network.notice_the_dead()
         view = await network.watcher.refresh()
-        if view.newest is not None and view.newest > said:
-            said = view.newest
-            console.print(f"[{time.time() - network.started:4.0f} s] {_line(view)}", highlight=False, markup=False)
-        for name in network.dead.keys() - told:
-            console.print(f"{name} {network.dead[name]}", style="red")
-            told.add(name)
+        network.notice()
+        show(await _moment(network, view))
+        network.require_validator()
         if network.is_finished(view):
             return
         await asyncio.sleep(_REFRESH_SECONDS)
 
 
-def _line(view: View) -> str:
-    """The newest judged window in one line."""
-    marks = {row.uid: row.history[-1] for row in sorted(view.rows, key=lambda row: row.uid)}
-    applied = ", ".join(str(uid) for uid, mark in marks.items() if mark == APPLIED) or "none"
-    refused = ", ".join(f"{uid} {mark}" for uid, mark in marks.items() if mark not in (APPLIED, PASSED)) or "none"
-    loss = f"{view.held_out_losses[-2][1]:.3f} -> {view.held_out_losses[-1][1]:.3f}"
-    return f"window {view.newest}: held-out loss {loss}; applied uids {applied}; rejected {refused}"
+async def _moment(network: Network, view: View) -> screens.Moment:
+    head = await network.chain.head()
+    time_left = deadlines(view.window, network.watcher.run.time).close_block - head.number
+    seconds = time_left * network.chain.block_seconds - (time.time() - head.timestamp if network.ticking else 0.0)
+    return screens.Moment(
+        view=view,
+        statuses=tuple(network.statuses()),
+        dead=network.dead,
+        names=names(network.folder, network.charter),
+        message=_message(network),
+        seconds=time.time() - network.began,
+        seconds_to_close=max(0.0, seconds),
+    )
+
+
+def _message(network: Network) -> str:
+    if not network.ticking:
+        awaited = network.awaited()
+        return f"waiting for {', '.join(awaited)} to start" if awaited else "starting the chain"
+    end = "" if network.target is None else f", ends after window {network.target - 1}"
+    return f"running in {network.folder}{end}; Ctrl-C stops it, the same command goes on"
+
+
+def _table(network: Network, view: View, roots: dict[str, str], seconds: float) -> dict[str, Any]:
+    """What `--json` prints: what the issue of this command names first, then what else there is."""
+    roles = {status.hotkey: status.role for status in network.statuses()}
+    roles |= {member.hotkey: member.role for member in network.charter.members}
+    called, facts = names(network.folder, network.charter), view.to_json()
+    peers = []
+    for row in facts.pop("peers"):
+        hotkey = row["hotkey"]
+        named = {"uid": row["uid"], "hotkey": hotkey, "name": called.get(hotkey), "role": roles.get(hotkey, "miner")}
+        peers.append(named | row)
+    first = ("windows", "seconds", "held_out_loss", "accepted", "rejected")
+    facts |= {"seconds": round(seconds, 1)}
+    ordered = {key: facts.pop(key) for key in first} | {"roots": roots, "peers": peers}
+    return ordered | {"dead": network.dead} | facts
 
 
 # --- processes --------------------------------------------------------------------------------------------
 
 
-def _start(context: Any, folder: Path, member: Member) -> Neuron:
+def _start(context: ForkServerContext, folder: Path, member: Member, dtype: str) -> Child:
     kind = [member.role] if member.role in ("miner", "validator") else ["cheat", member.role]
-    arguments = [*kind, "--dir", str(folder), "--wallet.name", member.name]
-    logs = folder / "nodes" / member.name
-    logs.mkdir(parents=True, exist_ok=True)
-    theirs, ours = context.Pipe(duplex=False)
-    process = context.Process(target=_neuron, args=(arguments, logs / "log", theirs), name=member.name)
-    process.start()
-    theirs.close()
-    return Neuron(member, process, ours)
+    arguments = [*kind, "--dir", str(folder), "--wallet.name", member.name, "--dtype", dtype]
+    log = Places(folder).log(member.name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever has no status yet has not joined; one of the last time must not speak for it.
+    (log.parent / STATUS_FILE).unlink(missing_ok=True)
+    return nursery.start(context, member.name, _neuron, arguments, log)
 
 
-def _neuron(arguments: list[str], log: Path, lifeline: Connection) -> None:
+def _neuron(arguments: list[str], log: Path) -> None:
     """A neuron's process: the same command a person would type, with its output in a file."""
-    os.setsid()  # Ctrl-C is for the parent, which then ends its neurons in order
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    if arguments[0] != "validator":
+        os.nice(_MINER_NICENESS)
     from neurons.cli import main
 
     sys.exit(main(arguments))
 
 
-def _die_with_parent(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _stop(neurons: Sequence[Neuron]) -> None:
-    """End all neurons: a signal, a few seconds, then force."""
-    for neuron in neurons:
-        neuron.process.terminate()
-    deadline = time.monotonic() + _STOP_SECONDS
-    for neuron in neurons:
-        neuron.process.join(max(0.0, deadline - time.monotonic()))
-        if neuron.process.is_alive():
-            neuron.process.kill()
-            neuron.process.join()
-        neuron.lifeline.close()
-
-
-def _found_in_child(context: Any, folder: Path, plan: Plan, say: Callable[[str], None]) -> None:
-    """Found the network in a process of its own, so that torch and the tokenizer's threads stay out of this one."""
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_founder, args=(folder, plan, theirs))
-    process.start()
-    theirs.close()
-    try:
-        while True:
-            kind, text = ours.recv()
-            if kind == "error":
-                raise text
-            say(text)
-    except EOFError:
-        process.join()
-        if process.exitcode:
-            raise NeuronError(f"founding the network ended with exit code {process.exitcode}") from None
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _founder(folder: Path, plan: Plan, parent: Connection) -> None:
-    from neurons.cli import EXPECTED_ERRORS
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the half-made folder is removed
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        found(folder, plan, lambda text: parent.send(("say", text)))
-    except EXPECTED_ERRORS as error:
-        parent.send(("error", error))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One `windrow up` per folder. The lock dies with its process; the file goes when it ends well."""
-    path = folder / "lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderError(f"another `windrow up` is running in {folder}; stop it or choose another --dir") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+def _last_words(log: Path) -> str:
+    """The last line of a log: of a process that failed, the sentence that says why."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        lines = file.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    return printable(lines[-1].removeprefix("windrow: "))[:_LAST_WORDS_CHARACTERS]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import signal
 import sys
-from pathlib import Path
 
 import torch
 import uvloop
 from bittensor.wallet import Wallet
-from bittensor_core import Keypair
+from bittensor_core import KeyfileError, Keypair
 
-from neurons.errors import ConfigError, WalletError
+from neurons.errors import ConfigError, FolderError, WalletError
+from neurons.folder import bucket_name, held, read_run
 from neurons.node import Node, Parts
 from neurons.settings import NodeSettings
 from neurons.training.model import build_model
@@ -21,28 +22,41 @@ from neurons.training.precision import fastest_dtype
 from protocol.chain.local import LocalChain
 from protocol.chain.port import Chain
 from protocol.errors import AlreadyRegistered
-from protocol.run import Run, parse_run
+from protocol.run import Run
 from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
+from storage.errors import DatasetError
 from storage.location import LocalLocation, decode, encode, open_bucket
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_PREDECESSOR_SECONDS = 5.0
+"""How long a new process waits for an ending one of the same neuron: longer than that takes to end."""
 
 
 def run_neuron(kind: type[Node], settings: NodeSettings) -> None:
     """Run one neuron in this process until SIGINT or SIGTERM, then return."""
     torch.set_num_threads(settings.threads)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    uvloop.run(_live(kind, settings))
+    # What is not there must be found before anything is made for this neuron.
+    run, hotkey = read_run(settings.run), open_hotkey(settings)
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"{settings.folder} cannot be made ({error.strerror}); choose another --state") from error
+    busy = f"{settings.name} is running already, in another process; stop that one or use another wallet"
+    # Two processes with one hotkey would overwrite each other's seals and state.
+    with held(settings.folder, busy, _PREDECESSOR_SECONDS):
+        uvloop.run(_live(kind, settings, run, hotkey))
 
 
-async def _live(kind: type[Node], settings: NodeSettings) -> None:
+async def _live(kind: type[Node], settings: NodeSettings, run: Run, hotkey: Keypair) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     try:
-        parts = await open_parts(settings)
+        parts = await open_parts(settings, run, hotkey)
         try:
             await kind(parts).run_forever()
         finally:
@@ -51,17 +65,16 @@ async def _live(kind: type[Node], settings: NodeSettings) -> None:
         logging.getLogger(__name__).info("stopped")
 
 
-async def open_parts(settings: NodeSettings) -> Parts:
-    """Open everything the settings name. Each thing that is missing is its own error."""
-    run = read_run(settings.run)
-    hotkey = open_hotkey(settings)
+async def open_parts(settings: NodeSettings, run: Run, hotkey: Keypair) -> Parts:
+    """Open everything else that the settings name. Each thing that is missing is its own error."""
     chain = LocalChain.open(settings.chain_file)
     if settings.register_hotkey:
         await _register(chain, settings, hotkey.ss58_address)
-    dataset = await open_dataset(DirectoryBucket(settings.dataset), run.dataset.index_digest)
+    try:
+        dataset = await open_dataset(DirectoryBucket(settings.dataset), run.dataset.index_digest)
+    except DatasetError as error:
+        raise ConfigError(f"{settings.dataset} is not the run's dataset: {error}; correct --dataset") from error
     location = LocalLocation(bucket_name(hotkey.ss58_address))
-    folder = settings.folder
-    folder.mkdir(parents=True, exist_ok=True)
     return Parts(
         name=settings.name,
         run=run,
@@ -71,23 +84,16 @@ async def open_parts(settings: NodeSettings) -> Parts:
         bucket=open_bucket(location, settings.buckets),
         location=encode(location),
         open_bucket=lambda commitment: open_bucket(decode(commitment), settings.buckets),
-        folder=folder,
-        dtype=_DTYPES.get(settings.dtype) or probe_dtype(run),
+        folder=settings.folder,
+        dtype=_DTYPES[probe_dtype(run) if settings.dtype == "auto" else settings.dtype],
     )
 
 
-def read_run(path: Path) -> Run:
-    """The run in the file at `path`."""
-    try:
-        return parse_run(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}; give --run or --dir") from error
-
-
-def probe_dtype(run: Run) -> torch.dtype:
-    """Whichever of bf16 and fp32 trains this run's model faster on this machine."""
+def probe_dtype(run: Run) -> str:
+    """`bf16` or `fp32`, whichever trains this run's model faster on this machine: a probe of a second."""
     sequences = run.dataset.page_sequences * run.inner.pages_per_step
-    return fastest_dtype(build_model(run.model), run.dataset.sequence_tokens, sequences)
+    fastest = fastest_dtype(build_model(run.model), run.dataset.sequence_tokens, sequences)
+    return next(name for name, dtype in _DTYPES.items() if dtype == fastest)
 
 
 def open_hotkey(settings: NodeSettings) -> Keypair:
@@ -96,15 +102,14 @@ def open_hotkey(settings: NodeSettings) -> Keypair:
     if not wallet.hotkey_file.exists_on_device():
         raise WalletError(
             f"there is no hotkey {settings.wallet_hotkey!r} in wallet {settings.wallet_name!r} under "
-            f"{settings.wallet_path}; make one with: btcli wallet create --wallet {settings.wallet_name} "
-            f"--hotkey {settings.wallet_hotkey} --wallet-path {settings.wallet_path}"
+            f"{settings.wallet_path}; make one with: btcli wallet create --wallet {shlex.quote(settings.wallet_name)} "
+            f"--wallet-hotkey {shlex.quote(settings.wallet_hotkey)} "
+            f"--wallet-path {shlex.quote(str(settings.wallet_path))} --no-password"
         )
-    return wallet.hotkey
-
-
-def bucket_name(hotkey: str) -> str:
-    """Name of the local bucket of a hotkey. Bucket names are lower case, so the address is spelled in hexadecimal."""
-    return Keypair(ss58_address=hotkey).public_key.hex()[:40]
+    try:
+        return wallet.hotkey
+    except (KeyfileError, OSError) as error:
+        raise WalletError(f"the hotkey in {wallet.hotkey_file.path} cannot be opened: {error}; restore it") from error
 
 
 def _wallet(settings: NodeSettings) -> Wallet:
@@ -114,7 +119,14 @@ def _wallet(settings: NodeSettings) -> Wallet:
 async def _register(chain: Chain, settings: NodeSettings, hotkey: str) -> None:
     if any(neuron.hotkey == hotkey for neuron in await chain.neurons()):
         return
+    wallet = _wallet(settings)
     try:
-        await chain.register(_wallet(settings).coldkey, hotkey)
+        coldkey = wallet.coldkey
+    except (KeyfileError, OSError, EOFError) as error:  # EOFError: it asks for a password and there is no terminal
+        raise WalletError(
+            f"--register needs the coldkey {wallet.coldkey_file.path}, which cannot be opened: {error}"
+        ) from error
+    try:
+        await chain.register(coldkey, hotkey)
     except AlreadyRegistered:
         return

@@ -5,18 +5,18 @@ What peers must agree on is in run.toml, never here. Nothing else in this projec
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neurons.errors import ConfigError
+from neurons.folder import BUILT_IN_CHAIN, Places
 
 ENVIRONMENT_PREFIX = "WINDROW_"
-
-_BUILT_IN_CHAIN = "sqlite:"
 
 
 class NodeSettings(BaseModel):
@@ -37,10 +37,10 @@ class NodeSettings(BaseModel):
     wallet_name: str = "default"
     wallet_hotkey: str = "default"
     wallet_path: Path = Path("~/.bittensor/wallets")
-    netuid: int = 1
-    subtensor_network: str = "local"
+    netuid: Literal[1] = 1
+    subtensor_network: Literal["local"] = "local"
     subtensor_chain_endpoint: str
-    threads: int = 1
+    threads: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     register_hotkey: bool = False
 
@@ -57,46 +57,61 @@ class NodeSettings(BaseModel):
     @property
     def chain_file(self) -> Path:
         """The file of the built-in chain."""
-        return Path(self.subtensor_chain_endpoint.removeprefix(_BUILT_IN_CHAIN))
+        return Path(self.subtensor_chain_endpoint.removeprefix(BUILT_IN_CHAIN))
 
 
-def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None) -> NodeSettings:
+def load_settings(
+    flags: Mapping[str, object], environment: Mapping[str, str], config: Path | None = None
+) -> NodeSettings:
     """Merge the three sources; a flag that is None was not given. Raises `ConfigError` with every problem."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            values |= tomllib.loads(config.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read the settings in {config}: {error}") from error
-    known = NodeSettings.model_fields
-    values |= {n: environment[k] for n in known if (k := ENVIRONMENT_PREFIX + n.upper()) in environment}
+    values = _from_file(config) if config is not None else {}
+    values |= _from_environment(environment)
     values |= {name: value for name, value in flags.items() if value is not None}
-    if values.get("dir") is not None:
-        values = network_defaults(Path(values["dir"])) | values
+    if isinstance(folder := values.get("dir"), (str, Path)):
+        values = Places(Path(folder)).settings() | values
     _require_built_in_chain(values)
     try:
         return NodeSettings.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False)]
-        raise ConfigError("settings: " + "; ".join(problems) + " (or give --dir, which sets them all)") from error
+        raise ConfigError(_sentence(error)) from error
 
 
-def network_defaults(folder: Path) -> dict[str, Any]:
-    """Where things lie in the folder of a network on this machine."""
-    return {
-        "run": folder / "run.toml",
-        "dataset": folder / "dataset",
-        "buckets": folder / "buckets",
-        "state": folder / "nodes",
-        "wallet_path": folder / "wallets",
-        "subtensor_chain_endpoint": f"{_BUILT_IN_CHAIN}{folder / 'chain.sqlite'}",
-    }
+def _from_file(path: Path) -> dict[str, object]:
+    try:
+        return dict(tomllib.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the settings in {path}: {error}") from error
 
 
-def _require_built_in_chain(values: Mapping[str, Any]) -> None:
-    endpoint = values.get("subtensor_chain_endpoint")
-    if values.get("subtensor_network", "local") != "local" or (endpoint and not endpoint.startswith(_BUILT_IN_CHAIN)):
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in NodeSettings.model_fields}
+    given = {name: value for name, value in environment.items() if name.startswith(ENVIRONMENT_PREFIX)}
+    for name in given.keys() - known.keys():
+        # A misspelt variable that is passed over would start a node with settings nobody chose.
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        raise ConfigError(f"there is no setting for the environment variable {name}; {hint}")
+    return {known[name]: value for name, value in given.items()}
+
+
+def _require_built_in_chain(values: Mapping[str, object]) -> None:
+    endpoint = values.get("subtensor_chain_endpoint", BUILT_IN_CHAIN)
+    if values.get("subtensor_network", "local") != "local" or not str(endpoint).startswith(BUILT_IN_CHAIN):
         raise ConfigError(
             "this version speaks to the built-in chain only: leave out --subtensor.network and give --dir, "
-            "or --subtensor.chain_endpoint sqlite:PATH"
+            f"or --subtensor.chain_endpoint {BUILT_IN_CHAIN}PATH"
         )
+    if str(values.get("netuid", 1)) != "1":
+        raise ConfigError("the built-in chain has one subnet, number 1: leave out --netuid")
+
+
+def _sentence(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    missing = ", ".join(str(problem["loc"][0]) for problem in problems if problem["type"] == "missing")
+    sentences = [f"{missing} not given: give --dir, which sets all paths, or each of them"] if missing else []
+    for problem in problems:
+        if problem["type"] != "missing":
+            name = ".".join(str(part) for part in problem["loc"])
+            unknown = problem["type"] == "extra_forbidden"
+            sentences.append(f"{name}: {'there is no such setting, remove it' if unknown else problem['msg']}")
+    return "settings: " + "; ".join(sentences)

@@ -38,10 +38,15 @@ def write_status(folder: Path, status: NodeStatus) -> None:
 
 
 def read_status(folder: Path) -> NodeStatus | None:
-    """The status in `folder`; None while the neuron has not written any."""
+    """The status in `folder`; None while the neuron has not written any, or something else lies there."""
     try:
         fields = json.loads((folder / STATUS_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return NodeStatus(**{**fields, "roots": {int(window): root for window, root in fields["roots"].items()}})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    fields["roots"] = {int(window): root for window, root in fields["roots"].items()}
-    return NodeStatus(**fields)
+
+
+def read_statuses(nodes: Path) -> list[NodeStatus]:
+    """What every neuron that ever ran on this machine said last, by name. `nodes` holds a folder for each."""
+    folders = sorted(path.parent for path in nodes.glob(f"*/{STATUS_FILE}"))
+    return [status for folder in folders if (status := read_status(folder))]
