@@ -19,7 +19,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from neurons.errors import EXPECTED_ERRORS, NeuronError
 
@@ -44,8 +44,8 @@ def preloaded() -> Iterator[ForkServerContext]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    with _interrupts_ignored():
-        resource_tracker.ensure_running()
+    resource_tracker.ensure_running()  # it changes the signal mask, so before the next line
+    with _interrupts_held():
         forkserver.ensure_running()
     try:
         yield context
@@ -80,10 +80,10 @@ def start(
     theirs, ours = context.Pipe(duplex=False)
     process = context.Process(target=_live, args=(theirs, target, arguments), name=name)
     if isinstance(context, SpawnContext):
-        with _interrupts_ignored():
+        with _interrupts_held():
             process.start()
     else:
-        process.start()  # waits while the server imports, so Ctrl-C must work; the server's children ignore it anyway
+        process.start()  # waits while the server imports, so Ctrl-C must work; the server's children are deaf anyway
     theirs.close()
     return Child(name, process, ours)
 
@@ -137,6 +137,9 @@ class Call(Generic[Result]):
 
 def _live(lifeline: Connection, target: Callable[..., object], arguments: tuple[object, ...]) -> None:
     os.setsid()
+    # From here on Ctrl-C cannot reach it; a SIGINT that somebody sends on purpose may, once there is a handler.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     target(*arguments)
 
@@ -163,11 +166,11 @@ def _answer(answers: Connection, target: Callable[..., object], arguments: tuple
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """A process that is started in the block ignores Ctrl-C from its first moment; else it would die of it with a
-    traceback while it still imports."""
-    before: Any = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block ends. A process that is started in the block starts deaf to it; else it would die
+    of it with a traceback while it still imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

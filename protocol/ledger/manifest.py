@@ -66,7 +66,7 @@ def check_contributions(
     manifest: Manifest, run: Run, gather: Sequence[int], reserve: Sequence[int], sealed_sizes: Sequence[int]
 ) -> None:
     """Raise `LedgerError` unless what a manifest applies and lists is allowed: contributors from the lists in effect
-    (anyone, without a gather list), objects of the run's sizes, nobody both applied and rejected, lists within bounds."""
+    (anyone, without a gather list), objects of the run's sizes, nobody both applied and rejected, short lists."""
     window, listed = manifest.window, {*gather, *reserve}
     applied = {contribution.uid for contribution in manifest.contributions}
     if gather and not applied <= listed:

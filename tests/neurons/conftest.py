@@ -52,30 +52,7 @@ keep = 2
 """
 """Constants of a network that is founded in a second and trains a window in a blink."""
 
-WORDS = [
-    "each",
-    "window",
-    "peers",
-    "lay",
-    "their",
-    "updates",
-    "in",
-    "a",
-    "row",
-    "and",
-    "the",
-    "good",
-    "ones",
-    "are",
-    "raked",
-    "in",
-    "by",
-    "all",
-    "who",
-    "hold",
-    "the",
-    "field",
-]
+WORDS = ("window", "peers", "lay", "their", "updates", "in", "a", "row", "and", "good", "ones", "are", "raked", "field")
 
 
 @pytest.fixture(scope="session")

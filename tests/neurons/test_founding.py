@@ -87,7 +87,7 @@ def test_every_cheat_there_is_can_be_wished_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words"),
+    ("impossible", "words"),
     [
         (Wishes(cheats=("burglar",)), "no cheat 'burglar'; choose from copycat, freerider"),
         (Wishes(miners=0, cheats=()), "at least one validator and one miner"),
@@ -98,9 +98,9 @@ def test_every_cheat_there_is_can_be_wished_for() -> None:
         (Wishes(preset="/dev/null/x"), "neither a preset"),
     ],
 )
-def test_an_impossible_wish_is_one_sentence(wishes: Wishes, words: str) -> None:
+def test_an_impossible_wish_is_one_sentence(impossible: Wishes, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        founding.plan(wishes)
+        founding.plan(impossible)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_flags_that_agree_with_the_network_or_say_nothing_resume_it(
 
 
 @pytest.mark.parametrize(
-    ("wishes", "flag"),
+    ("other", "flag"),
     [
         (Wishes(miners=9), "--miners 2, not 9"),
         (Wishes(validators=1), "--validators 2, not 1"),
@@ -148,10 +148,10 @@ def test_flags_that_agree_with_the_network_or_say_nothing_resume_it(
     ],
 )
 def test_a_flag_that_asks_for_another_network_is_refused(
-    network: Path, charter: Charter, run: Run, wishes: Wishes, flag: str
+    network: Path, charter: Charter, run: Run, other: Wishes, flag: str
 ) -> None:
     with pytest.raises(FolderError, match="leave that flag out") as caught:
-        founding.require_same(network, charter, run, 0.4, wishes)
+        founding.require_same(network, charter, run, 0.4, other)
     assert flag in str(caught.value)
 
 

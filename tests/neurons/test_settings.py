@@ -8,7 +8,9 @@ from neurons.errors import ConfigError
 from neurons.settings import NodeSettings, load_settings
 
 
-def load(flags: dict[str, object] | None = None, environment: dict[str, str] | None = None, **more: object):
+def load(
+    flags: dict[str, object] | None = None, environment: dict[str, str] | None = None, **more: object
+) -> NodeSettings:
     return load_settings({"dir": "/net", **(flags or {}), **more}, environment or {})
 
 
