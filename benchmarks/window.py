@@ -44,9 +44,10 @@ def steps_of_a_window(run: Run) -> tuple[Callable[[], object], dict[str, Callabl
     theta = initial_parameters(run.model, seed=0)
     bind(model, theta)
     shape = run.dataset
-    dtype = fastest_dtype(model, shape.sequence_tokens, shape.page_sequences)
+    sequences = shape.page_sequences * run.inner.pages_per_step
+    dtype = fastest_dtype(model, shape.sequence_tokens, sequences)
     draw = np.random.default_rng(0)
-    page = draw.integers(run.model["vocab_size"], size=(shape.page_sequences, shape.sequence_tokens)).astype(np.int64)
+    page = draw.integers(run.model["vocab_size"], size=(sequences, shape.sequence_tokens)).astype(np.int64)
     trainer = InnerTrainer(run.model, run.inner, dtype)
     delta = theta - trainer.train(theta, [page] * run.inner.steps, 0, lambda: False).end
     error = np.zeros(layout.size, np.float32)
@@ -59,8 +60,8 @@ def steps_of_a_window(run: Run) -> tuple[Callable[[], object], dict[str, Callabl
         f"open {PEERS} payloads": lambda: [decompress(layout, run.sparseloco, body) for _ in range(PEERS)],
         f"outer step of {PEERS} payloads": lambda: outer_step(applied, [update] * PEERS, run.sparseloco, 0),
         "state root": lambda: state_root(theta),
-        "gradient of one page": lambda: page_gradient(model, page, dtype=dtype),
-        "loss of one page": lambda: judge.losses(page),
+        "gradient of as many tokens": lambda: page_gradient(model, page, dtype=dtype),
+        "loss of as many tokens": lambda: judge.losses(page),
     }
 
 

@@ -21,8 +21,8 @@ def thorough() -> dict[str, Any]:
     """Constants with enough training and judging that honest work stands out from noise with a wide margin."""
     table = preset_table("demo")
     table["model"] |= {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 4}
-    table["dataset"] |= {"slots": 6}
-    table["inner"] |= {"steps": 8, "learning_rate": 1e-2, "warmup_steps": 8}
+    table["dataset"] |= {"slots": 6, "page_sequences": 8}
+    table["inner"] |= {"steps": 8, "pages_per_step": 1, "learning_rate": 1e-2, "warmup_steps": 8}
     table["gauntlet"] |= {"own_pages": 6, "random_pages": 6}
     return table
 
