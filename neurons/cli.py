@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
-from neurons.folder import Charter, require_network
+from neurons.folder import CHEATS, Charter, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
     from neurons.explain import Explanation
@@ -125,8 +125,8 @@ def _cheat(kind: str) -> type[Node]:
 
 _add_neuron(app, "miner", _miner, "Run a miner: train, compress, seal, reveal.")
 _add_neuron(app, "validator", _validator, "Run a validator: collect, agree, judge, pay.")
-_add_neuron(cheats, "copycat", partial(_cheat, "copycat"), "Post what others have trained.")
-_add_neuron(cheats, "freerider", partial(_cheat, "freerider"), "Train nothing and send noise or zeros.")
+for kind, what in CHEATS.items():
+    _add_neuron(cheats, kind, partial(_cheat, kind), what)
 
 
 # --- a network on this machine ----------------------------------------------------------------------------
@@ -143,9 +143,7 @@ def up(
     validators: Annotated[
         int | None, typer.Option(min=1, help="Validators of a new network.", show_default="1")
     ] = None,
-    cheats: Annotated[
-        str | None, typer.Option(help="Cheats of a new network.", show_default="copycat,freerider")
-    ] = None,
+    cheats: Annotated[str | None, typer.Option(help="Cheats of a new network.", show_default=",".join(CHEATS))] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="End after so many more windows.", show_default="never")
     ] = None,

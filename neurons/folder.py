@@ -21,6 +21,9 @@ from protocol.run import Run, parse_run
 BUILT_IN_CHAIN = "sqlite:"
 """What the endpoint of the built-in chain starts with; the path of its file follows."""
 
+CHEATS = {"copycat": "Post what others have trained.", "freerider": "Train nothing and send noise or zeros."}
+"""What each kind of cheat does. The classes are in `neurons.adversaries`, which brings torch along; this does not."""
+
 _CHARTER_FILE = "network.json"
 _FOUNDING_MARK = ".founding"
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -119,7 +122,8 @@ class Places:
 
 def bucket_name(hotkey: str) -> str:
     """Name of the local bucket of a hotkey. Bucket names are lower case, so the address is spelled in hexadecimal."""
-    return Keypair(ss58_address=hotkey).public_key.hex()[:40]
+    public_key: bytes = Keypair(ss58_address=hotkey).public_key
+    return public_key.hex()[:40]
 
 
 def read_run(path: Path) -> Run:
@@ -216,6 +220,8 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FolderError(f"{folder} cannot be made a folder ({error.strerror}); choose another --dir") from error
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise FolderError(f"{folder} may not be written by this user; choose another --dir")
         with held(folder, f"another `windrow up` is running in {folder}; stop it or choose another --dir"):
             yield
     finally:

@@ -29,7 +29,7 @@ from neurons.corpus import (
     train_tokenizer,
 )
 from neurons.errors import ConfigError, FolderError
-from neurons.folder import Charter, Member, Places, bucket_name, write_charter
+from neurons.folder import CHEATS, Charter, Member, Places, bucket_name, write_charter
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.errors import RunError
 from protocol.ledger.state import state_root
@@ -39,9 +39,6 @@ from storage.checkpoint import write_checkpoint
 from storage.dataset import write_dataset
 from storage.directory import DirectoryBucket
 from storage.keys import Keys
-
-CHEATS = ("copycat", "freerider")
-"""What `neurons.adversaries` offers; named here too because that module brings torch along."""
 
 _DEFAULT_MINERS, _DEFAULT_VALIDATORS, _DEFAULT_PRESET, _DEFAULT_BLOCK_SECONDS = 4, 1, "demo", 1.0
 _MOST_VALIDATORS = 8
@@ -90,7 +87,7 @@ class Plan:
 def plan(wishes: Wishes) -> Plan:
     """Fill in what the wishes leave open and check everything that can be checked before minutes are spent on
     text. Raises `ConfigError` and `RunError`."""
-    cheats = CHEATS if wishes.cheats is None else wishes.cheats
+    cheats = tuple(CHEATS) if wishes.cheats is None else wishes.cheats
     for kind in cheats:
         if kind not in CHEATS:
             raise ConfigError(f"there is no cheat {kind!r}; choose from {', '.join(CHEATS)}")

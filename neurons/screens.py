@@ -78,6 +78,9 @@ class _Told:
         if moment.message != self.message:
             self.message = moment.message
             yield plain(moment.message)
+        for name in sorted(self.dead - moment.dead.keys()):
+            self.dead.remove(name)
+            yield plain(f"{name} is running again")
         for name in sorted(moment.dead.keys() - self.dead):
             self.dead.add(name)
             yield plain(f"{name} {moment.dead[name]}")

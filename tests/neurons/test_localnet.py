@@ -17,16 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, ClassVar
 
 import pytest
 from bittensor.wallet import Wallet
 
 from neurons import cli
-from neurons.folder import Places, is_held, require_network
+from neurons.folder import Charter, Member, Places, is_held, require_network
+from neurons.founding import Wishes, plan
 from neurons.leaderboard.view import PeerRow, View
-from neurons.localnet import names, open_watcher
-from neurons.status import read_status
+from neurons.localnet import Network, names, open_watcher
+from neurons.status import NodeStatus, read_status, write_status
+from protocol.window import deadlines
 
 PATIENCE_SECONDS = 120.0
 KEYS = ["windows", "seconds", "held_out_loss", "accepted", "rejected", "roots", "peers"]
@@ -204,6 +207,60 @@ def second(folder: Path, flags: list[object], guest: Process) -> Process:
     process.press_ctrl_c()
     assert process.end() == 130, "".join(process.err)
     return process
+
+
+# --- a network as its files tell it -----------------------------------------------------------------------
+
+
+def quiet_network(folder: Path, reached: dict[str, int], target: int | None = None) -> Network:
+    """A network of miners without processes; `reached` is the newest window of each, -1 for one that never joined."""
+    members = tuple(Member(name=name, role="miner", hotkey=name) for name in reached)
+    for name, window in reached.items():
+        Places(folder).node(name).mkdir(parents=True)
+        roots = {number: f"root-{number}" for number in range(max(0, window - 3), window + 1)}
+        write_status(Places(folder).node(name), NodeStatus(name, "miner", 0, name, 1, window, "", 0.0, roots))
+    watcher: Any = SimpleNamespace(run=plan(Wishes()).draft)
+    chain: Any = None
+    charter = Charter(run_digest="0" * 64, members=members, text=None)
+    return Network(folder, charter, chain, watcher, target, 0.0)
+
+
+def seen(newest: int | None, block: int) -> Any:
+    """A view in which the windows up to `newest` have been judged."""
+    return SimpleNamespace(newest=newest, block=block)
+
+
+def test_roots_are_of_the_newest_window_that_all_the_living_have_reached(tmp_path: Path) -> None:
+    network = quiet_network(tmp_path, {"a": 5, "b": 4, "dead": 2, "absent": -1})
+    network.dead = {"dead": "was killed by SIGKILL"}
+    assert network.roots() == {"a": "root-4", "b": "root-4"}
+
+
+def test_roots_of_neurons_without_a_common_window_are_the_newest(tmp_path: Path) -> None:
+    assert quiet_network(tmp_path, {"a": 9, "b": 2}).roots() == {"a": "root-9"}
+
+
+def test_nobody_has_a_root_before_somebody_has_joined(tmp_path: Path) -> None:
+    assert quiet_network(tmp_path, {"a": -1}).roots() == {}
+
+
+def test_a_network_is_finished_when_the_last_window_is_judged_and_applied_by_all_the_living(tmp_path: Path) -> None:
+    network = quiet_network(tmp_path, {"a": 3, "b": 3, "dead": 1}, target=3)
+    network.dead = {"dead": "was killed by SIGKILL"}
+    assert not network.is_finished(seen(None, 0))
+    assert not network.is_finished(seen(1, 20))
+    assert network.is_finished(seen(2, 30))
+
+
+def test_who_lags_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    network = quiet_network(tmp_path, {"a": 3, "stuck": 2}, target=3)
+    close = deadlines(3, network.watcher.run.time).close_block
+    assert not network.is_finished(seen(2, close - 1))
+    assert network.is_finished(seen(2, close))
+
+
+def test_a_network_without_a_number_of_windows_goes_on(tmp_path: Path) -> None:
+    assert not quiet_network(tmp_path, {"a": 99}).is_finished(seen(98, 9999))
 
 
 # --- founding ---------------------------------------------------------------------------------------------
