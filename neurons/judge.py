@@ -11,23 +11,10 @@ import torch
 from neurons.training.model import page_gradient, sequence_losses
 from protocol.gauntlet.verdict import Findings, unique_work_of_all
 from protocol.run import Run
-from protocol.sparseloco.aggregate import clip_factors, scaled_values
+from protocol.sparseloco.aggregate import Trial, clip_factors
 from protocol.sparseloco.compress import SparseUpdate
-from protocol.sparseloco.kernels.reference import restore, subtract_sparse
 
 _BATCH_SEQUENCES = 16
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probe:
-    """The trial step of one payload: what θ loses at `indices` (int64 [m]) when cα·clip·ŝ (fp32 [m]) is applied."""
-
-    indices: np.ndarray
-    step: np.ndarray
-
-    def first_order(self, loss: float, gradient: np.ndarray) -> float:
-        """⟨∇L, step⟩ / L: the share of the loss that the step removes if the loss were linear."""
-        return float(np.dot(gradient[self.indices].astype(np.float64), self.step) / loss)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,19 +50,19 @@ class Judge:
         """Findings for every update by uid: gradients on the random pages first, which score everyone; then, peer by
         peer in the order of `measured`, its own pages and its measured gains. Whoever is left when time runs out is
         ranked by its first-order gain; without all random pages nobody is judged."""
-        probes = self.probes(window, updates)
-        shared, before = self._on_pages(random_pages, probes, out_of_time)
-        if not before.size or not probes:
+        trials = self.trials(window, updates)
+        shared, before = self._on_pages(random_pages, trials, out_of_time)
+        if not before.size or not trials:
             return {}
         own: dict[int, dict[int, np.ndarray]] = {}
         losses: dict[int, _Losses] = {}
         for uid in measured:
-            gains, own_before = self._on_pages(own_pages[uid], probes, out_of_time)
+            gains, own_before = self._on_pages(own_pages[uid], trials, out_of_time)
             if out_of_time():
                 break
             own[uid] = gains
-            own_after = self._after(probes[uid], own_pages[uid])
-            losses[uid] = _Losses(self._after(probes[uid], random_pages), own_before, own_after)
+            own_after = self._after(trials[uid], own_pages[uid])
+            losses[uid] = _Losses(self._after(trials[uid], random_pages), own_before, own_after)
         unique = unique_work_of_all(own, shared)
         return {
             uid: Findings(
@@ -86,40 +73,38 @@ class Judge:
                 own_after=losses[uid].own_after if uid in losses else None,
                 unique_work=unique.get(uid),
             )
-            for uid in probes
+            for uid in trials
         }
 
-    def probes(self, window: int, updates: Mapping[int, SparseUpdate]) -> dict[int, Probe]:
-        """Trial steps of all updates, each clipped against the median norm of all of them."""
+    def trials(self, window: int, updates: Mapping[int, SparseUpdate]) -> dict[int, Trial]:
+        """Trial steps cα·clip·ŝ of all updates, each clipped against the median norm of all of them."""
         uids = sorted(updates)
         factors = clip_factors([updates[uid] for uid in uids])
         share = np.float32(self.run.gauntlet.step_share * self.run.sparseloco.alpha(window))
-        return {
-            uid: Probe(updates[uid].indices, share * scaled_values(updates[uid], factor))
-            for uid, factor in zip(uids, factors, strict=True)
-        }
+        return {uid: Trial(updates[uid], factor, share) for uid, factor in zip(uids, factors, strict=True)}
 
     def _on_pages(
-        self, pages: Sequence[np.ndarray], probes: Mapping[int, Probe], out_of_time: Callable[[], bool]
+        self, pages: Sequence[np.ndarray], trials: Mapping[int, Trial], out_of_time: Callable[[], bool]
     ) -> tuple[dict[int, np.ndarray], np.ndarray]:
-        """First-order gains of every probe per page, float64 [pages], and the losses per sequence. One backward
-        pass a page serves all probes."""
-        gains: dict[int, list[float]] = {uid: [] for uid in probes}
+        """First-order gains ⟨∇L, step⟩ / L of every trial per page, float64 [pages], and the losses per sequence:
+        the share of the loss that the step would remove if the loss were linear. One backward pass a page serves
+        all trials."""
+        gains: dict[int, list[float]] = {uid: [] for uid in trials}
         losses: list[float] = []
         for page in pages:
             if out_of_time():
-                return {uid: np.zeros(0) for uid in probes}, np.zeros(0)
+                return {uid: np.zeros(0) for uid in trials}, np.zeros(0)
             each, gradient = page_gradient(self.model, page, dtype=self.dtype, batch_sequences=_BATCH_SEQUENCES)
             losses.extend(each)
-            for uid, probe in probes.items():
-                gains[uid].append(probe.first_order(float(each.mean()), gradient))
+            for uid, trial in trials.items():
+                gains[uid].append(trial.dot(gradient) / float(each.mean()))
         return {uid: np.array(values) for uid, values in gains.items()}, np.array(losses)
 
-    def _after(self, probe: Probe, pages: Sequence[np.ndarray]) -> np.ndarray:
+    def _after(self, trial: Trial, pages: Sequence[np.ndarray]) -> np.ndarray:
         """Losses per sequence with the trial step applied."""
-        saved = subtract_sparse(self.theta, probe.indices, probe.step)
+        saved = trial.apply(self.theta)
         try:
             # Page by page, as before the step: the same batches, so that what rounding adds cancels.
             return np.concatenate([self.losses(page) for page in pages])
         finally:
-            restore(self.theta, probe.indices, saved)
+            trial.revert(self.theta, saved)

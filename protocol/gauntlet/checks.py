@@ -14,7 +14,7 @@ from blake3 import blake3
 from protocol.errors import DocumentError, Reason, Rejected
 from protocol.run import Run
 from protocol.sealing import Reveal, Seal, SealedShard
-from protocol.sparseloco.aggregate import overlap
+from protocol.sparseloco.aggregate import shared_positions
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Header, Payload, sync_proof
@@ -102,19 +102,24 @@ def find_copies(
     sealed payload, so two equal ones in a window have one owner, and keeping the lowest uid pays that owner once.
     """
     found: dict[int, Rejected] = {}
-    kept: list[tuple[int, Payload]] = []
-    for uid in sorted(payloads):
+    kept: list[int] = []
+    uids = sorted(payloads)
+    rows = {uid: row for row, uid in enumerate(uids)}
+    shared = shared_positions([payloads[uid].update for uid in uids] + list(past))
+    earlier = list(range(len(uids), len(shared)))
+    for uid in uids:
         payload = payloads[uid]
-        twins = [other for other, p in kept if p.body_digest == payload.body_digest]
+        twins = [other for other in kept if payloads[other].body_digest == payload.body_digest]
         if payload.body_digest in past_bodies:
             found[uid] = Rejected(Reason.DUPLICATE, "the records equal a payload of an earlier window")
         elif twins:
             found[uid] = Rejected(Reason.DUPLICATE, f"the records equal those of uid {twins[0]}")
         else:
-            others = [p.update for _, p in kept] + list(past)
-            share = max((overlap(payload.update, other) for other in others), default=0.0)
+            mine = shared[rows[uid]]
+            most = max((int(mine[row]) for row in [rows[other] for other in kept] + earlier), default=0)
+            share = most / int(mine[rows[uid]]) if most else 0.0
             if share > limit:
                 found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are those of another payload")
             else:
-                kept.append((uid, payload))
+                kept.append(uid)
     return found

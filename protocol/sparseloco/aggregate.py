@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.run import SparseLoCo
-from protocol.sparseloco.compress import SparseUpdate
-from protocol.sparseloco.kernels import reference as kernel
+from protocol.sparseloco import kernels
+from protocol.sparseloco.compress import Group, SparseUpdate, runs
+from protocol.sparseloco.kernels import Elements
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 
 
 def clip_factors(updates: Sequence[SparseUpdate]) -> list[F32]:
@@ -29,12 +32,7 @@ def clip_factors(updates: Sequence[SparseUpdate]) -> list[F32]:
     ]
 
 
-def scaled_values(update: SparseUpdate, factors: F32) -> F32:
-    """c_p · ŝ_p, fp32 [m], each product rounded."""
-    return np.repeat(factors, update.counts) * update.values
-
-
-def outer_step(theta: F32, updates: Sequence[SparseUpdate], scheme: SparseLoCo, window: int) -> None:
+def outer_step(theta: Elements, updates: Sequence[SparseUpdate], scheme: SparseLoCo, window: int) -> None:
     """θ ← θ − α · mean_p c_p·ŝ_p in place. `updates` must be in ascending uid: the order is part of the result.
 
     With `average = "all"` the divisor is the number of updates and α/n is rounded to fp32 once. With
@@ -43,22 +41,69 @@ def outer_step(theta: F32, updates: Sequence[SparseUpdate], scheme: SparseLoCo, 
     """
     if not updates:
         return
-    total = np.zeros_like(theta)
-    for update, factors in zip(updates, clip_factors(updates), strict=True):
-        kernel.add_scaled(total, update.indices, update.values, np.repeat(factors, update.counts))
-    alpha = scheme.alpha(window)
-    if scheme.average == "all":
-        kernel.subtract_scaled(theta, total, np.float32(alpha / len(updates)))
-        return
-    senders = np.zeros(len(theta), np.float32)
-    for update in updates:
-        senders[update.indices] += np.float32(1)
-    mean = (total / np.maximum(senders, np.float32(1))).astype(np.float32, copy=False)
-    kernel.subtract_scaled(theta, mean, np.float32(alpha))
+    kernel = kernels.of(theta)
+    clips = np.stack(clip_factors(updates))
+    contributors = scheme.average == "contributors"
+    scale = np.float32(scheme.alpha(window) / (1 if contributors else len(updates)))
+
+    def step(run: Group) -> None:
+        records = [run.records(update.records) for update in updates]
+        kernel.aggregate(run.format, run.chunks(theta), records, clips[:, run.parameter], scale, contributors)
+
+    kernel.each(step, runs(updates[0].groups, kernel.RUN_ELEMENTS), len(theta))
 
 
-def overlap(first: SparseUpdate, second: SparseUpdate) -> float:
-    """Share of the positions at which `first` sends something that `second` sends something at too, in [0, 1].
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A step with one update alone: share · (c_p · ŝ_p). `clips` is fp32 [parameters]."""
+
+    update: SparseUpdate
+    clips: F32
+    share: np.float32
+
+    def apply(self, theta: Elements) -> list[Elements]:
+        """θ ← θ − step in place; returns the originals of what it changed, for `revert`."""
+        kernel = kernels.of(theta)
+
+        def apply(run: Group) -> Elements:
+            records, clip = run.records(self.update.records), self.clips[run.parameter]
+            return kernel.apply(run.format, run.chunks(theta), records, clip, self.share)
+
+        return kernel.each(apply, runs(self.update.groups, kernel.RUN_ELEMENTS), len(theta))
+
+    def revert(self, theta: Elements, saved: Sequence[Elements]) -> None:
+        """Put the originals back, to the bit. Nothing may have changed θ in between."""
+        kernel = kernels.of(theta)
+
+        def revert(pair: tuple[Group, Elements]) -> None:
+            run, originals = pair
+            kernel.revert(run.format, run.chunks(theta), run.records(self.update.records), originals)
+
+        cut = runs(self.update.groups, kernel.RUN_ELEMENTS)
+        kernel.each(revert, list(zip(cut, saved, strict=True)), len(theta))
+
+    def dot(self, gradient: Elements) -> float:
+        """⟨gradient, step⟩ in binary64, for a flat fp32 gradient. The last bits depend on the device."""
+        kernel = kernels.of(gradient)
+
+        def dot(run: Group) -> float:
+            records, clip = run.records(self.update.records), self.clips[run.parameter]
+            return kernel.dot(run.format, run.chunks(gradient), records, clip, self.share)
+
+        return sum(kernel.each(dot, runs(self.update.groups, kernel.RUN_ELEMENTS), len(gradient)))
+
+
+def shared_positions(updates: Sequence[SparseUpdate]) -> I64:
+    """int64 [n, n]: at how many positions both of two updates send something; on the diagonal, how many each sends.
     Zeros do not count: they tie everywhere, and ties go to the lowest index, so equal positions prove nothing."""
-    ours, theirs = (update.indices[update.values != 0] for update in (first, second))
-    return len(np.intersect1d(ours, theirs, assume_unique=True)) / len(ours) if len(ours) else 0.0
+    total = np.zeros((len(updates), len(updates)), np.int64)
+    if updates:
+        kernel = kernels.of(updates[0].records)
+
+        def shared(run: Group) -> I64:
+            return kernel.shared(run.format, [run.records(update.records) for update in updates])
+
+        every = updates[0].groups
+        for part in kernel.each(shared, runs(every, kernel.RUN_ELEMENTS), every[-1].end):
+            total += part
+    return total

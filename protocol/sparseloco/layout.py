@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,9 +70,10 @@ class Layout:
         """BLAKE3 of the canonical JSON list of [name, shape]."""
         return digest_of(canonical_json([[p.name, list(p.shape)] for p in self.parameters]))
 
-    def check(self, flat: F32) -> None:
-        """Raise `LayoutError` unless `flat` is a contiguous fp32 array of this layout's size."""
-        if flat.dtype != np.float32 or flat.shape != (self.size,) or not flat.flags.c_contiguous:
+    def check(self, flat: Any) -> None:
+        """Raise `LayoutError` unless `flat`, a NumPy array or a torch tensor, is contiguous fp32 of this size."""
+        contiguous = flat.flags.c_contiguous if isinstance(flat, np.ndarray) else flat.is_contiguous()
+        if str(flat.dtype).removeprefix("torch.") != "float32" or flat.shape != (self.size,) or not contiguous:
             raise LayoutError(f"expected {self.size} contiguous float32, got {flat.dtype} {flat.shape}")
 
     def tensors(self, flat: F32) -> dict[str, F32]:

@@ -16,6 +16,7 @@ encoding is canonical: an update has one encoding, and `unpack` refuses every ot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
@@ -106,6 +107,42 @@ class Codes:
         return np.where(self.negative, -magnitudes, magnitudes)
 
 
+class Flaw(IntEnum):
+    """Why a record is refused. A record with several flaws has the first of them; of a body, the first record
+    with a flaw decides. Every kernel finds the same one."""
+
+    NONE = 0
+    PADDING = 1
+    COUNT = 2
+    BEYOND = 3
+    ORDER = 4
+    NOT_FINITE = 5
+    SWAPPED = 6
+    LEVEL_BITS = 7
+    UNUSED = 8
+    SIGNED_ZERO = 9
+
+
+_FLAWS = {
+    Flaw.PADDING: (Reason.NOT_CANONICAL, "padding bits are set"),
+    Flaw.COUNT: (Reason.NOT_CANONICAL, "an upper map does not hold exactly {0.k} ones"),
+    Flaw.BEYOND: (Reason.NOT_CANONICAL, "a position lies beyond the {0.length} elements of its chunk"),
+    Flaw.ORDER: (Reason.NOT_CANONICAL, "positions do not ascend strictly"),
+    Flaw.NOT_FINITE: (Reason.BAD_LEVEL, "a value is NaN or infinite"),
+    Flaw.SWAPPED: (Reason.BAD_LEVEL, "the lower level exceeds the upper one"),
+    Flaw.LEVEL_BITS: (Reason.BAD_LEVEL, "level bits are set where both levels are equal"),
+    # An unused level would be a byte that anyone can change without changing the update.
+    Flaw.UNUSED: (Reason.BAD_LEVEL, "two levels are given and only one is used"),
+    Flaw.SIGNED_ZERO: (Reason.BAD_LEVEL, "a zero carries a sign"),
+}
+
+
+def refusal(fmt: RecordFormat, flaw: Flaw) -> Rejected:
+    """The error for a record that has this `flaw`."""
+    reason, detail = _FLAWS[flaw]
+    return Rejected(reason, detail.format(fmt))
+
+
 def pack(fmt: RecordFormat, positions: I64, codes: Codes) -> U8:
     """Records as uint8 [n, size_bytes] of `positions` int64 [n, k], ascending in each row."""
     n, k = positions.shape
@@ -130,55 +167,48 @@ def unpack(fmt: RecordFormat, records: U8) -> tuple[I64, Codes]:
     """
     if records.ndim != 2 or records.shape[1] != fmt.size_bytes:
         raise Rejected(Reason.NOT_CANONICAL, f"records of {records.shape[-1]} bytes, expected {fmt.size_bytes}")
-    sections = np.split(records, np.cumsum(fmt.sections)[:-1], axis=1)
-    positions = _unpack_positions(fmt, sections[0], sections[1])
-    n, k = positions.shape
-    if fmt.value_bits == 32:
-        raw = np.ascontiguousarray(sections[2]).view("<f4").astype(np.float32, copy=False)
-        if not np.isfinite(raw).all():
-            raise Rejected(Reason.BAD_LEVEL, "a value is NaN or infinite")
-        return positions, Codes(np.empty((n, 0), bool), np.empty((n, 0), bool), np.empty((n, 0), np.uint8), raw)
-    negative = _unpack_bits(sections[2], k)
-    two = fmt.value_bits == 2
-    high = _unpack_bits(sections[3], k) if two else np.zeros((n, k), bool)
-    levels = sections[4] if two else np.repeat(sections[3], 2, axis=1)
-    codes = Codes(negative, high, levels, np.empty((n, 0), np.float32))
-    if (levels[:, 0] > levels[:, 1]).any():
-        raise Rejected(Reason.BAD_LEVEL, "the lower level exceeds the upper one")
-    one = levels[:, 0] == levels[:, 1]
-    if high[one].any():
-        raise Rejected(Reason.BAD_LEVEL, "level bits are set where both levels are equal")
-    # An unused level would be a byte that anyone can change without changing the update.
-    if (~one & (high.all(axis=1) | ~high.any(axis=1))).any():
-        raise Rejected(Reason.BAD_LEVEL, "two levels are given and only one is used")
-    if (negative & (codes.used() == 0)).any():
-        raise Rejected(Reason.BAD_LEVEL, "a zero carries a sign")
+    positions, codes, flaws = parse(fmt, records)
+    wrong = np.flatnonzero(flaws)
+    if len(wrong):
+        raise refusal(fmt, Flaw(int(flaws[wrong[0]])))
     return positions, codes
 
 
-def _unpack_positions(fmt: RecordFormat, upper_section: U8, low_section: U8) -> I64:
-    n = len(upper_section)
-    upper = _unpack_bits(upper_section, fmt.upper_bits)
-    if (upper.sum(axis=1) != fmt.k).any():
-        raise Rejected(Reason.NOT_CANONICAL, f"an upper map does not hold exactly {fmt.k} ones")
-    high = np.nonzero(upper)[1].reshape(n, fmt.k) - np.arange(fmt.k)
-    low_bits = _unpack_bits(low_section, fmt.k * fmt.low_width).reshape(n, fmt.k, fmt.low_width)
-    low = (low_bits.astype(np.int64) << np.arange(fmt.low_width)).sum(axis=2)
-    positions: I64 = (high.astype(np.int64) << fmt.low_width) | low
-    if (positions >= fmt.length).any():
-        raise Rejected(Reason.NOT_CANONICAL, f"a position lies beyond the {fmt.length} elements of its chunk")
-    if (positions[:, 1:] <= positions[:, :-1]).any():
-        raise Rejected(Reason.NOT_CANONICAL, "positions do not ascend strictly")
-    return positions
+def parse(fmt: RecordFormat, records: U8) -> tuple[I64, Codes, U8]:
+    """What `records`, uint8 [n, size_bytes], say, and the `Flaw` of each, uint8 [n]. Rows with a flaw hold
+    nothing that may be used."""
+    sections = np.split(records, np.cumsum(fmt.sections)[:-1], axis=1)
+    k, n = fmt.k, len(records)
+    widths = (fmt.upper_bits, k * fmt.low_width, *{1: (k,), 2: (k, k), 32: ()}[fmt.value_bits])
+    bits = [np.unpackbits(section, axis=1, bitorder="little").astype(bool) for section in sections[: len(widths)]]
+    padding = np.any([part[:, width:].any(axis=1) for part, width in zip(bits, widths, strict=True)], axis=0)
+    upper, low, *masks = (part[:, :width] for part, width in zip(bits, widths, strict=True))
+    count = upper.sum(axis=1) != k
+    upper[count] = np.arange(fmt.upper_bits) < k  # any k ones, so that the rows that are right can be read
+    high = np.nonzero(upper)[1].reshape(n, k) - np.arange(k)
+    places = (low.reshape(n, k, fmt.low_width).astype(np.int64) << np.arange(fmt.low_width)).sum(axis=2)
+    positions: I64 = (high.astype(np.int64) << fmt.low_width) | places
+    beyond = (positions >= fmt.length).any(axis=1)
+    order = (positions[:, 1:] <= positions[:, :-1]).any(axis=1)
+    found = {Flaw.PADDING: padding, Flaw.COUNT: count, Flaw.BEYOND: beyond, Flaw.ORDER: order}
+    if fmt.value_bits == 32:
+        raw = np.ascontiguousarray(sections[2]).view("<f4").astype(np.float32, copy=False)
+        none = np.empty((n, 0), bool)
+        codes = Codes(none, none, np.empty((n, 0), np.uint8), raw)
+        found[Flaw.NOT_FINITE] = ~np.isfinite(raw).all(axis=1)
+    else:
+        two = fmt.value_bits == 2
+        negative, chosen = masks[0], masks[1] if two else np.zeros((n, k), bool)
+        levels = sections[-1] if two else np.repeat(sections[-1], 2, axis=1)
+        codes = Codes(negative, chosen, levels, np.empty((n, 0), np.float32))
+        one = levels[:, 0] == levels[:, 1]
+        found[Flaw.SWAPPED] = levels[:, 0] > levels[:, 1]
+        found[Flaw.LEVEL_BITS] = one & chosen.any(axis=1)
+        found[Flaw.UNUSED] = ~one & (chosen.all(axis=1) | ~chosen.any(axis=1))
+        found[Flaw.SIGNED_ZERO] = (negative & (codes.used() == 0)).any(axis=1)
+    flaws: U8 = np.select(list(found.values()), list(found), Flaw.NONE).astype(np.uint8)
+    return positions, codes, flaws
 
 
 def _pack_bits(bits: npt.NDArray[np.generic]) -> U8:
     return np.packbits(bits.astype(bool), axis=1, bitorder="little")
-
-
-def _unpack_bits(section: U8, count: int) -> Bits:
-    """bool [n, count]; refuses padding bits that are not zero."""
-    bits = np.unpackbits(section, axis=1, bitorder="little").astype(bool)
-    if bits[:, count:].any():
-        raise Rejected(Reason.NOT_CANONICAL, "padding bits are set")
-    return bits[:, :count]

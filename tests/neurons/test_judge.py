@@ -70,8 +70,7 @@ def test_the_measured_gain_is_the_fall_of_the_loss_under_the_trial_step(
 ) -> None:
     shared = pages(2)
     found = judge.evaluate(0, updates, UIDS, shared, {uid: pages(1) for uid in UIDS}, lambda: False)
-    probe = judge.probes(0, updates)[2]
-    judge.theta[probe.indices] -= probe.step
+    judge.trials(0, updates)[2].apply(judge.theta)
     np.testing.assert_array_equal(found[2].after, np.concatenate([judge.losses(page) for page in shared]))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.run import SparseLoCo
-from protocol.sparseloco.aggregate import clip_factors, outer_step, overlap, scaled_values
+from protocol.sparseloco.aggregate import Trial, clip_factors, outer_step, shared_positions
 from protocol.sparseloco.compress import SparseUpdate, compress, decompress
 from protocol.sparseloco.kernels import reference as kernel
 from protocol.sparseloco.layout import Layout
@@ -26,6 +26,13 @@ def update_of(layout: Layout, scheme: SparseLoCo, seed: int, scale: float) -> Sp
     random = np.random.default_rng(seed)
     delta = (random.standard_normal(layout.size) * scale).astype(np.float32)
     return decompress(layout, scheme, compress(layout, scheme, np.zeros_like(delta), delta))
+
+
+def scaled(layout: Layout, update: SparseUpdate, factors: np.ndarray) -> np.ndarray:
+    """c_p · ŝ_p, dense fp32 [layout.size]."""
+    dense = np.zeros(layout.size, np.float32)
+    dense[update.indices] = update.values
+    return np.repeat(factors, [p.size for p in layout.parameters]) * dense
 
 
 def exact_norm(values: Sequence[float]) -> float:
@@ -90,7 +97,7 @@ def test_one_rounding_more_or_less_would_be_seen() -> None:
     expected = slow_outer_step(theta, updates, layout, scheme)
     total = np.zeros_like(theta)
     for update, factors in zip(updates, clip_factors(updates), strict=True):
-        total[update.indices] += scaled_values(update, factors)
+        total += scaled(layout, update, factors)
     alpha, n = np.float32(0.9), np.float32(3)
     assert (theta - alpha * (total / n)).tobytes() != expected.tobytes()
     assert (theta - alpha / n * total).tobytes() != expected.tobytes()
@@ -169,8 +176,9 @@ def test_the_outer_learning_rate_is_that_of_the_window_and_applied_once() -> Non
 
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=300))
-def test_norms_of_codes_are_exact(codes: list[int]) -> None:
-    assert kernel.norm_of_codes(np.array(codes, np.uint8)) == exact_norm([float(LEVELS[c]) for c in codes])
+def test_norms_of_counts_are_exact(codes: list[int]) -> None:
+    counts = np.bincount(codes, minlength=256)
+    assert kernel.norm_of_counts(counts) == exact_norm([float(LEVELS[c]) for c in codes])
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
@@ -180,13 +188,13 @@ def test_norms_of_values_are_exact(values: list[float]) -> None:
 
 def test_a_norm_does_not_depend_on_how_many_values_there_are_before_it_is_rounded() -> None:
     """Ten million equal levels: a float sum would have drifted."""
-    codes = np.full(10_000_000, 101, np.uint8)
-    assert kernel.norm_of_codes(codes) == math.sqrt(float(10_000_000 * Fraction(float(LEVELS[101])) ** 2))
+    counts = np.zeros(256, np.int64)
+    counts[101] = 10_000_000
+    assert kernel.norm_of_counts(counts) == math.sqrt(float(10_000_000 * Fraction(float(LEVELS[101])) ** 2))
 
 
 def with_norms(*norms: float) -> SparseUpdate:
-    indices = np.arange(len(norms))
-    return SparseUpdate(indices, np.ones(len(norms), np.float32), norms, (1,) * len(norms))
+    return SparseUpdate((), np.empty(0, np.uint8), norms)
 
 
 def test_a_norm_above_the_median_is_clipped_to_it_and_none_is_raised() -> None:
@@ -214,22 +222,42 @@ def test_who_sends_nothing_for_a_parameter_does_not_silence_those_who_do() -> No
 def test_an_outsized_payload_moves_the_state_no_further_than_the_median_one() -> None:
     layout, scheme = Layout.from_shapes([("a", (4096,))]), SparseLoCo()
     updates = [update_of(layout, scheme, i, 1e-3) for i in range(2)] + [update_of(layout, scheme, 9, 1e3)]
-    norms = [float(np.linalg.norm(scaled_values(u, f))) for u, f in zip(updates, clip_factors(updates), strict=True)]
+    norms = [float(np.linalg.norm(scaled(layout, u, f))) for u, f in zip(updates, clip_factors(updates), strict=True)]
     assert norms[2] == pytest.approx(max(norms[:2]), rel=1e-6)
 
 
 def test_a_trial_step_is_taken_back_to_the_bit() -> None:
-    theta = np.array([1.0, -0.0, 0.0, 2.0**-149, 1e-30, 3e38], np.float32)
-    before = theta.tobytes()
-    indices = np.array([0, 1, 3, 4, 5])
-    saved = kernel.subtract_sparse(theta, indices, np.array([0.1, 0.0, 7.0, 1e30, -1e31], np.float32))
-    assert theta.tobytes() != before
-    kernel.restore(theta, indices, saved)
-    assert theta.tobytes() == before
+    layout, scheme = Layout.from_shapes([("a", (6,)), ("b", (5000,))]), SparseLoCo(k=4096, value_bits=32)
+    theta = np.resize(np.array([1.0, -0.0, 0.0, 2.0**-149, 1e-30, 3e38], np.float32), layout.size)
+    before = theta.copy()
+    delta = np.resize(np.array([0.1, 0.0, 7.0, 1e30, -1e31], np.float32), layout.size)
+    update = decompress(layout, scheme, compress(layout, scheme, np.zeros_like(theta), delta))
+    trial = Trial(update, np.array([0.5, 1.0], np.float32), np.float32(0.3))
+    saved = trial.apply(theta)
+    steps = np.float32(0.3) * (np.repeat(trial.clips, (6, 5000)) * delta)
+    assert theta.tobytes() == (before - steps).tobytes() != before.tobytes()
+    trial.revert(theta, saved)
+    assert theta.tobytes() == before.tobytes()
 
 
-def test_overlap_is_the_share_of_equal_positions(make_body: Callable[[int], bytes], layout: Layout) -> None:
-    first, second = (decompress(layout, SparseLoCo(), make_body(seed)) for seed in (1, 2))
-    shared = len(set(first.indices.tolist()) & set(second.indices.tolist()))
-    assert overlap(first, second) == shared / 68
-    assert overlap(first, first) == 1.0
+def test_the_product_of_a_gradient_with_a_trial_step_is_that_of_its_entries(
+    make_body: Callable[[int], bytes], layout: Layout
+) -> None:
+    trial = Trial(
+        decompress(layout, SparseLoCo(), make_body(1)), np.array([0.5, 1.0, 0.7], np.float32), np.float32(0.2)
+    )
+    gradient = np.random.default_rng(3).standard_normal(layout.size).astype(np.float32)
+    step = np.float32(0.2) * scaled(layout, trial.update, trial.clips)
+    assert trial.dot(gradient) == pytest.approx(float(gradient.astype(np.float64) @ step), rel=1e-12)
+
+
+def test_shared_positions_are_those_at_which_both_send_something(
+    make_body: Callable[[int], bytes], layout: Layout
+) -> None:
+    updates = [decompress(layout, SparseLoCo(), make_body(seed)) for seed in (1, 2)]
+    shared = len(set(updates[0].indices.tolist()) & set(updates[1].indices.tolist()))
+    assert shared_positions(updates).tolist() == [[68, shared], [shared, 68]]
+    nothing = np.zeros(layout.size, np.float32)
+    zeros = decompress(layout, SparseLoCo(), compress(layout, SparseLoCo(), nothing.copy(), nothing))
+    assert shared_positions([zeros, zeros, updates[0]]).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 68]]
+    assert shared_positions([]).shape == (0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from protocol.gauntlet.checks import (
     find_copies,
 )
 from protocol.ledger.state import state_root
-from protocol.run import Run
+from protocol.run import Run, SparseLoCo
 from protocol.sealing import Reveal, Seal, SealedShard
-from protocol.sparseloco.compress import SparseUpdate, compress
+from protocol.sparseloco.compress import SparseUpdate, compress, decompress
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Header, Payload, read_payload, shard_sizes
 
@@ -301,27 +302,32 @@ def test_a_replayed_payload_does_not_shield_or_harm_a_second_one(payload: Make) 
 
 def test_equal_positions_with_other_values_overlap(payload: Make) -> None:
     def noise(update: SparseUpdate) -> SparseUpdate:
-        return SparseUpdate(update.indices, update.values * np.float32(1.5), update.norms, update.counts)
+        records = update.records.copy()
+        records[80] += 1  # the lower level of the first chunk
+        return replace(update, records=records)
 
     copy = with_values(payload(1), noise, "ff" * 32)
     assert reasons(find_copies({1: payload(1), 2: copy}, frozenset(), [], 0.8)) == {2: Reason.OVERLAP}
     assert reasons(find_copies({2: copy}, frozenset(), [payload(1).update], 0.8)) == {2: Reason.OVERLAP}
 
 
-def shifted(count: int) -> Callable[[SparseUpdate], SparseUpdate]:
-    """Move the first `count` positions to places nobody uses."""
+def shifted(layout: Layout, count: int) -> Callable[[SparseUpdate], SparseUpdate]:
+    """Move the first `count` positions to places of the same chunk that nobody uses."""
 
     def change(update: SparseUpdate) -> SparseUpdate:
-        indices = np.concatenate([np.arange(-count, 0), update.indices[count:]])
-        return SparseUpdate(indices, update.values, update.norms, update.counts)
+        unused = np.setdiff1d(np.arange(4096), update.indices)
+        indices = np.concatenate([unused[:count], update.indices[count:]])
+        delta = np.zeros(layout.size, np.float32)
+        delta[indices] = 1
+        return decompress(layout, SparseLoCo(), compress(layout, SparseLoCo(), np.zeros_like(delta), delta))
 
     return change
 
 
-def test_the_limit_is_the_largest_share_that_passes(payload: Make) -> None:
+def test_the_limit_is_the_largest_share_that_passes(payload: Make, layout: Layout) -> None:
     whole = len(payload(1).update.indices)
     for moved in (0, 1, whole // 2):
-        copy = with_values(payload(1), shifted(moved), "ff" * 32)
+        copy = with_values(payload(1), shifted(layout, moved), "ff" * 32)
         share = (whole - moved) / whole
         assert find_copies({1: payload(1), 2: copy}, frozenset(), [], share) == {}
         assert set(find_copies({1: payload(1), 2: copy}, frozenset(), [], share - 1e-9)) == {2}

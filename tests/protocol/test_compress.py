@@ -90,7 +90,6 @@ def test_denormals_are_told_apart_by_size() -> None:
 def test_every_parameter_sends_at_least_one_value_and_its_tail_apart(layout: Layout) -> None:
     delta = np.arange(1, layout.size + 1, dtype=np.float32)
     update, _ = send(layout, SparseLoCo(), delta)
-    assert update.counts == (64 + 2, 1, 1)
     assert update.indices.tolist() == [*range(4096 - 64, 4096), 4198, 4199, 4204, 4205]
 
 
@@ -134,20 +133,21 @@ def test_the_k_largest_magnitudes_are_sent(k: int, seed: int) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", ["delta", "error"])
-def test_nan_and_infinity_are_the_owners_error_and_change_nothing(layout: Layout, bad: float, where: str) -> None:
+def test_nan_and_infinity_are_the_owners_error_and_leave_no_error_feedback(
+    layout: Layout, bad: float, where: str
+) -> None:
     error, delta = np.full(layout.size, 0.25, np.float32), np.full(layout.size, 0.5, np.float32)
     {"delta": delta, "error": error}[where][layout.size - 1] = bad
-    before = error.tobytes()
     with pytest.raises(NotFinite, match="lower the learning rate"):
         compress(layout, SparseLoCo(), error, delta)
-    assert error.tobytes() == before
+    assert error.tobytes() == bytes(4 * layout.size)
 
 
 def test_a_sum_that_overflows_is_not_finite(layout: Layout) -> None:
     error, delta = (np.full(layout.size, 3e38, np.float32) for _ in range(2))
     with pytest.raises(NotFinite):
         compress(layout, SparseLoCo(), error, delta)
-    assert (error == np.float32(3e38)).all()
+    assert not error.any()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def good(make_header: Callable[..., Header], make_body: Callable[[int], bytes]) 
 def test_a_good_payload_is_read(read: Read, good: bytes, make_header: Callable[..., Header]) -> None:
     payload = read(good)
     assert payload.header == make_header()
-    assert payload.update.counts == (66, 1, 1)
+    assert len(payload.update.indices) == 68
     assert payload.digest == blake3(good).hexdigest()
     assert payload.body_digest == blake3(good[192:]).hexdigest()
 

@@ -1,28 +1,103 @@
 """The definition of SparseLoCo's arithmetic, in plain NumPy: clear first, fast second (protocol §8, §13).
 
 Every fp32 operation below is one IEEE operation on its own: NumPy neither fuses nor reorders element-wise
-arithmetic. Other kernels must agree with this module to the bit.
+arithmetic. The other kernels must agree with this module to the bit. What each function promises is said at
+`Kernels`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.records import LEVELS, Codes
+from protocol.sparseloco.kernels import Inspection
+from protocol.sparseloco.records import LEVELS, Codes, Flaw, RecordFormat, pack, parse, unpack
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
 
+RUN_ELEMENTS = 1 << 20
 _MIDPOINTS = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
 
 
-def accumulate(error: F32, delta: F32, beta: float) -> F32:
-    """a = β·e + Δ, each product and sum rounded to fp32."""
-    return np.float32(beta) * error + delta
+def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
+    """One run after the other."""
+    return [work(run) for run in runs]
+
+
+def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) -> bool:
+    """Top-k of β·e + Δ, each product and sum rounded to fp32; what is not sent stays in `error`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error[:] = np.float32(beta) * error + delta
+    if not np.isfinite(error).all():
+        return False
+    positions = select(error, fmt.k)
+    kept = np.take_along_axis(error, positions, axis=1)
+    codes = quantise(kept, fmt.value_bits)
+    np.put_along_axis(error, positions, kept - codes.values(), axis=1)
+    records[:] = pack(fmt, positions, codes)
+    return True
+
+
+def inspect(fmt: RecordFormat, records: U8) -> Inspection:
+    """The first flaw, and how often each level is used."""
+    _, codes, flaws = parse(fmt, records)
+    wrong = flaws[flaws > 0]
+    used = codes.used().reshape(-1) if fmt.value_bits < 32 else np.empty(0, np.uint8)
+    return Inspection(Flaw(int(wrong[0])) if len(wrong) else Flaw.NONE, np.bincount(used, minlength=256))
+
+
+def aggregate(
+    fmt: RecordFormat, theta: F32, records: Sequence[U8], clips: F32, scale: np.float32, contributors: bool
+) -> None:
+    """One product and one sum for each value, one product and one difference for each element, all rounded."""
+    total, senders = np.zeros_like(theta), np.zeros_like(theta)
+    rows = np.arange(len(theta))[:, None]
+    for peer, clip in zip(records, clips, strict=True):
+        positions, codes = unpack(fmt, peer)
+        total[rows, positions] += clip * codes.values()
+        senders[rows, positions] += np.float32(1)
+    if contributors:
+        total /= np.maximum(senders, np.float32(1))
+    theta -= scale * total
+
+
+def apply(fmt: RecordFormat, theta: F32, records: U8, clip: np.float32, share: np.float32) -> F32:
+    """Two products and one difference for each value, all rounded."""
+    positions, codes = unpack(fmt, records)
+    saved: F32 = np.take_along_axis(theta, positions, axis=1)
+    np.put_along_axis(theta, positions, saved - share * (clip * codes.values()), axis=1)
+    return saved
+
+
+def revert(fmt: RecordFormat, theta: F32, records: U8, saved: F32) -> None:
+    """Originals back in place."""
+    positions, _ = unpack(fmt, records)
+    np.put_along_axis(theta, positions, saved, axis=1)
+
+
+def dot(fmt: RecordFormat, gradient: F32, records: U8, clip: np.float32, share: np.float32) -> float:
+    """The inner product over the positions that were sent."""
+    positions, codes = unpack(fmt, records)
+    met = np.take_along_axis(gradient, positions, axis=1).astype(np.float64)
+    return float((met * (share * (clip * codes.values()))).sum())
+
+
+def shared(fmt: RecordFormat, records: Sequence[U8]) -> I64:
+    """Common positions of every pair, counted chunk by chunk."""
+    sent = np.zeros((len(records), len(records[0]), fmt.length), bool)
+    for row, peer in zip(sent, records, strict=True):
+        positions, codes = unpack(fmt, peer)
+        np.put_along_axis(row, positions, codes.values() != 0, axis=1)
+    flat = sent.reshape(len(records), -1).astype(np.int64)
+    return flat @ flat.T
 
 
 def select(chunks: F32, k: int) -> I64:
@@ -41,7 +116,8 @@ def quantise(values: F32, value_bits: int) -> Codes:
         return Codes(none, none, np.empty((n, 0), np.uint8), values)
     magnitudes = np.abs(values).astype(np.float64)
     if value_bits == 1 or k == 1:
-        codes = np.repeat(_nearest(magnitudes.mean(axis=1))[:, None], 2, axis=1)
+        mean = np.cumsum(magnitudes, axis=1)[:, -1] / k
+        codes = np.repeat(_nearest(mean)[:, None], 2, axis=1)
     else:
         codes = _two_levels(magnitudes)
     lower, upper = (LEVELS[codes[:, i : i + 1]].astype(np.float64) for i in (0, 1))
@@ -71,36 +147,15 @@ def _nearest(levels: npt.NDArray[np.float64]) -> U8:
     return np.searchsorted(_MIDPOINTS, levels, side="left").astype(np.uint8)
 
 
-def norm_of_codes(used: U8) -> float:
-    """‖ŝ‖₂ of values with these level codes, exact up to two roundings: the sum of squares is an integer
-    multiple of 2⁻⁶⁰, rounded once to binary64, then its square root."""
-    counts = np.bincount(used.reshape(-1), minlength=256)
-    total = sum(int(counts[c]) * ((8 + (c & 7)) ** 2 << 2 * (c >> 3)) for c in range(1, 256))
+def norm_of_counts(counts: I64) -> float:
+    """‖ŝ‖₂ of quantised values from how often each level code is used, int64 [256]. Exact up to two roundings: the
+    sum of squares is an integer multiple of 2⁻⁶⁰, rounded once to binary64, then its square root."""
+    squares = counts.reshape(32, 8) * np.arange(8, 16) ** 2
+    squares[0, 0] = 0  # code 0 is the value 0
+    total = sum(int(part) << 2 * exponent for exponent, part in enumerate(squares.sum(axis=1)))
     return math.sqrt(total) * 2.0**-30
 
 
 def norm_of_values(values: F32) -> float:
     """‖v‖₂ of unquantised fp32 values: squares are exact in binary64, `fsum` rounds their sum once."""
     return math.sqrt(math.fsum((values.astype(np.float64) ** 2).reshape(-1).tolist()))
-
-
-def add_scaled(total: F32, indices: I64, values: F32, scales: F32) -> None:
-    """total[indices] += scales · values in place; one product and one sum, each rounded. Indices are distinct."""
-    total[indices] += scales * values
-
-
-def subtract_scaled(theta: F32, total: F32, scale: np.float32) -> None:
-    """θ ← θ − scale · total in place; one product and one difference, each rounded."""
-    theta -= scale * total
-
-
-def subtract_sparse(theta: F32, indices: I64, values: F32) -> F32:
-    """θ[indices] −= values in place; returns the saved originals."""
-    saved = theta[indices]
-    theta[indices] = saved - values
-    return saved
-
-
-def restore(theta: F32, indices: I64, saved: F32) -> None:
-    """Put saved originals back, to the bit."""
-    theta[indices] = saved

@@ -1,0 +1,155 @@
+"""Single machine operations that Python has no word for, as LLVM writes them: portable, and inlined by numba.
+
+Addresses are (array, index of an element); nothing here checks a bound. Whoever calls must know that the bytes are
+there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+_I1, _I32, _I64 = (ir.IntType(bits) for bits in (1, 32, 64))
+_PREFETCH = [ir.Constant(_I32, value) for value in (0, 2, 1)]
+"""To be read, into the second-level cache, data."""
+_LANES = ir.VectorType(_I64, 8)
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any, pointee: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), pointee.as_pointer())
+
+
+def _splat(builder: Any, value: Any, lanes: Any = _LANES) -> Any:
+    nothing = ir.Constant(lanes, ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, lanes.count), [0] * lanes.count))
+
+
+@intrinsic
+def load64(typing: Any, array: Any, index: Any) -> Any:
+    """The 8 bytes of a uint8 array from `index` on, as a little-endian uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], _I64)
+        return builder.load(address, align=1)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic
+def at_least(typing: Any, array: Any, index: Any, threshold: Any) -> Any:
+    """uint64: bit i is set if the magnitude of element `index` + i of an fp32 array, as its bits without the sign,
+    is at least the int32 `threshold`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = ir.VectorType(_I32, 64)
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], lanes)
+        bits = builder.and_(builder.load(address, align=4), ir.Constant(lanes, [0x7FFFFFFF] * 64))
+        return builder.bitcast(builder.icmp_signed(">=", bits, _splat(builder, arguments[2], lanes)), _I64)
+
+    return types.uint64(array, types.intp, types.int32), generate
+
+
+@intrinsic
+def put_ones(typing: Any, target: Any, index: Any, ones_at: Any, base: Any) -> Any:
+    """Write eight int64 from `index` of `target` on: `base` plus each byte of the uint64 `ones_at`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index, word, base = arguments
+        offsets = builder.zext(builder.bitcast(word, ir.VectorType(ir.IntType(8), 8)), _LANES)
+        address = _address(context, builder, signature.args[0], array, index, _LANES)
+        builder.store(builder.add(offsets, _splat(builder, base)), address, align=8)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.int64), generate
+
+
+@intrinsic
+def put_positions(typing: Any, target: Any, index: Any, places: Any, word: Any, low_width: Any) -> Any:
+    """Eight Elias–Fano positions at once: with i = `index` + t for t in 0..7, target[i] = (places[i] − i) ·
+    2^low_width + the t-th field of `low_width` ≤ 8 bits of the uint64 `word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, index, places, word, low_width = arguments
+        steps = ir.Constant(_LANES, list(range(8)))
+        width = _splat(builder, low_width)
+        ranks = builder.add(_splat(builder, index), steps)
+        source = _address(context, builder, signature.args[2], places, index, _LANES)
+        high = builder.shl(builder.sub(builder.load(source, align=8), ranks), width)
+        mask = builder.sub(builder.shl(ir.Constant(_I64, 1), low_width), ir.Constant(_I64, 1))
+        low = builder.and_(builder.lshr(_splat(builder, word), builder.mul(width, steps)), _splat(builder, mask))
+        address = _address(context, builder, signature.args[0], target, index, _LANES)
+        builder.store(builder.or_(high, low), address, align=8)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, places, types.uint64, types.int64), generate
+
+
+@intrinsic
+def magnitude_bits(typing: Any, value: Any) -> Any:
+    """The bits of an fp32 number without its sign, as an int32: ordered like the magnitude; NaN above infinity."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.and_(builder.bitcast(arguments[0], _I32), ir.Constant(_I32, 0x7FFFFFFF))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def float_of_bits(typing: Any, bits: Any) -> Any:
+    """The fp32 number with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def bits_of_float(typing: Any, value: Any) -> Any:
+    """The 32 bits of an fp32 number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], _I32)
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def trailing_zeros(typing: Any, word: Any) -> Any:
+    """Zeros below the lowest one of a uint64 that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(_I1, 1))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def ones(typing: Any, word: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def prefetch256(typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the 64 elements of an fp32 array from `index` on, to be changed soon. A hint: it never faults."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        hint = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(8))
+        for line in range(0, 256, 64):
+            builder.call(hint, [builder.gep(address, [ir.Constant(_I64, line)]), *_PREFETCH])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
