@@ -9,9 +9,9 @@ rules of averaging, and both sides always follow the same: `aggregate` divides e
 it (in torch, scatter_reduce with "mean"); `aggregate all` divides by the number of peers, which in torch is a
 scatter_add, several times faster. `validated` begins with the 20 payloads as bytes: two BLAKE3, every check, the norms.
 `revert` is one payload applied and taken back, against nothing but a deep copy. `overlap` is all pairs of 20 peers:
-against comparing lists of positions chunk by chunk, and `sorted` against `np.intersect1d` of whole lists. Extra memory is the peak beyond inputs
-and outputs, read from /proc. What `--json` calls quartiles is first quartile, median, third quartile; above the
-shapes of a ratio they are geometric means over the shapes.
+against comparing lists of positions chunk by chunk, and `overlap sorted` against `np.intersect1d` of whole lists.
+Extra memory is the peak beyond inputs and outputs, read from /proc. What `--json` calls quartiles is first quartile,
+median, third quartile; above the shapes of a ratio they are geometric means over the shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -115,7 +115,9 @@ def places(piece: Group, update: SparseUpdate) -> torch.Tensor:
 
 
 def _read_and_step(case: Case, read: Callable[[bytes], Any], rule: SparseLoCo) -> None:
-    outer_step(case.theta, [read(data).update for data in case.payloads], rule, 0)
+    with ThreadPoolExecutor(THREADS) as pool:  # as a node does: each peer on a thread of its own
+        payloads = list(pool.map(read, case.payloads))
+    outer_step(case.theta, [payload.update for payload in payloads], rule, 0)
 
 
 def _apply_and_revert(trial: Trial, case: Case) -> None:

@@ -22,8 +22,10 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 
-_INSPECTED_SHARE = 16
-"""Inspecting one payload is about so much less work for its elements than what the runs are cut for."""
+_INSPECTED_RUNS = 4
+"""Runs that are inspected in one call, which is little work for their elements."""
+_INSPECTED_SHARE = 32
+"""Inspecting one payload is about so much less work for its elements than encoding it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def compress(layout: Layout, scheme: SparseLoCo, error: Elements, delta: Element
     return body.tobytes()
 
 
-def decompress(layout: Layout, scheme: SparseLoCo, body: bytes) -> SparseUpdate:
+def decompress(layout: Layout, scheme: SparseLoCo, body: bytes | memoryview) -> SparseUpdate:
     """Check records and take their norms; raises `Rejected` for anything that is not canonical. `body` is
     untrusted, and stays as it is: what is kept of a peer is what it sent, 0.02 bytes a parameter."""
     if len(body) != body_bytes(layout, scheme):
@@ -159,10 +161,8 @@ def decompress(layout: Layout, scheme: SparseLoCo, body: bytes) -> SparseUpdate:
     data = np.frombuffer(body, np.uint8)
     kernel = kernels.of(data)
     every = groups(layout, scheme)
-    cut = runs(every, _INSPECTED_SHARE * kernel.RUN_ELEMENTS)
-    found = kernel.each(
-        lambda run: kernel.inspect(run.format, run.records(data)), cut, layout.size // _INSPECTED_SHARE
-    )
+    cut = runs(every, _INSPECTED_RUNS * kernel.RUN_ELEMENTS)
+    found = kernel.each(lambda run: kernel.inspect(run.format, run.records(data)), cut, layout.size // _INSPECTED_SHARE)
     for run, inspection in zip(cut, found, strict=True):
         if inspection.flaw is not Flaw.NONE:
             raise refusal(run.format, inspection.flaw)

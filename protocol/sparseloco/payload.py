@@ -127,7 +127,7 @@ def read_payload(data: bytes, run: Run, layout: Layout, hotkey: str, window: int
         raise Rejected(Reason.WRONG_LAYOUT, "the payload is for another model")
     if key != public_key(hotkey):
         raise Rejected(Reason.BAD_SIGNATURE, "the payload names another hotkey")
-    body = data[HEADER_BYTES:]
+    body = memoryview(data)[HEADER_BYTES:]
     header = Header(
         run_digest=run_digest.hex(),
         window=window,

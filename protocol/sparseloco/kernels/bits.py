@@ -90,6 +90,58 @@ def put_positions(typing: Any, target: Any, index: Any, places: Any, word: Any, 
 
 
 @intrinsic
+def negative(typing: Any, array: Any, index: Any) -> Any:
+    """uint64: bit i is set if element `index` + i of an fp32 array has its sign set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes = ir.VectorType(_I32, 64)
+        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], lanes)
+        zeros = ir.Constant(lanes, [0] * 64)
+        return builder.bitcast(builder.icmp_signed("<", builder.load(address, align=4), zeros), _I64)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic
+def accumulate64(typing: Any, error: Any, delta: Any, index: Any, beta: Any, maxima: Any, column: Any) -> Any:
+    """error = beta · error + delta for 64 elements of fp32 arrays from `index` on, each product and sum rounded, and
+    maxima = max(maxima, magnitude as bits) for 64 of an int32 array from `column` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        error, delta, index, beta, maxima, column = arguments
+        floats, lanes = ir.VectorType(ir.FloatType(), 64), ir.VectorType(_I32, 64)
+        at = _address(context, builder, signature.args[0], error, index, floats)
+        change = builder.load(_address(context, builder, signature.args[1], delta, index, floats), align=4)
+        product = builder.fmul(_splat(builder, beta, floats), builder.load(at, align=4))
+        result = builder.fadd(product, change)
+        builder.store(result, at, align=4)
+        bits = builder.and_(builder.bitcast(result, lanes), ir.Constant(lanes, [0x7FFFFFFF] * 64))
+        most = _address(context, builder, signature.args[4], maxima, column, lanes)
+        before = builder.load(most, align=4)
+        builder.store(builder.select(builder.icmp_signed(">", bits, before), bits, before), most, align=4)
+        return context.get_dummy_value()
+
+    return types.void(error, delta, types.intp, types.float32, maxima, types.intp), generate
+
+
+@intrinsic
+def take_fields(typing: Any, positions: Any, index: Any, low_width: Any) -> Any:
+    """uint64: the lowest `low_width` ≤ 8 bits of eight int64 from `index` on, one after the other."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        positions, index, low_width = arguments
+        address = _address(context, builder, signature.args[0], positions, index, _LANES)
+        mask = builder.sub(builder.shl(ir.Constant(_I64, 1), low_width), ir.Constant(_I64, 1))
+        low = builder.and_(builder.load(address, align=8), _splat(builder, mask))
+        shifts = builder.mul(_splat(builder, low_width), ir.Constant(_LANES, list(range(8))))
+        kind = ir.FunctionType(_I64, [_LANES])
+        join = builder.module.declare_intrinsic("llvm.vector.reduce.or.v8i64", (), kind)
+        return builder.call(join, [builder.shl(low, shifts)])
+
+    return types.uint64(positions, types.intp, types.int64), generate
+
+
+@intrinsic
 def magnitude_bits(typing: Any, value: Any) -> Any:
     """The bits of an fp32 number without its sign, as an int32: ordered like the magnitude; NaN above infinity."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -22,12 +23,13 @@ from protocol.sparseloco.records import Flaw, RecordFormat
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+U64 = npt.NDArray[np.uint64]
 T = TypeVar("T")
 R = TypeVar("R")
 
 RUN_ELEMENTS = 1 << 20
-_ELEMENTS_PER_THREAD = 1 << 22
-"""A thread for fewer would take about as long to start as to work."""
+_ELEMENTS_PER_THREAD = 1 << 21
+"""A thread that does less takes about as long to wake as it works."""
 
 
 def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
@@ -42,10 +44,18 @@ def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
         for number, run in numbered:
             results[number] = work(run)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(drain) for _ in range(threads)]:
-            done.result()
+    helpers = [_pool(os.getpid()).submit(drain) for _ in range(threads - 1)]
+    drain()
+    for helper in helpers:
+        helper.result()
     return [results[number] for number in range(len(runs))]
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads of this process, which stay: to start one takes longer than many a call. A fork has none of them, so
+    they belong to a process number."""
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="kernel")
 
 
 def _cores() -> int:
@@ -66,8 +76,8 @@ def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) 
     maxima, values = np.empty(columns + 64, np.int32), np.empty(spare, np.float32)
     places = np.empty(fmt.length, np.int64)
     ordered, sums, explained = np.empty(k + 64, np.float32), np.empty(k), np.empty(k)
-    words = np.empty((4, (fmt.upper_bits + k * fmt.low_width) // 64 + 2), np.uint64)
-    positions, codes = np.empty(k, np.int64), np.empty(2, np.int64)
+    words = np.empty(fmt.upper_bits // 64 + 1, np.uint64)
+    positions, codes = np.empty(k, np.uint64), np.empty(2, np.int64)
     scratch = (maxima, values, places, positions, ordered, sums, explained, codes, words)
     return bool(cpu_encode.encode(_sizes(fmt), np.float32(beta), error, delta, records, columns, scratch))
 
@@ -117,15 +127,17 @@ def _sizes(fmt: RecordFormat) -> Sizes:
     return Sizes(fmt.length, fmt.k, fmt.low_width, fmt.upper_bits, fmt.value_bits, fmt.size_bytes)
 
 
-def _scratch(fmt: RecordFormat) -> tuple[I64, I64, F32]:
-    """Room for the places of ones, the positions and the values of a record; eight are written at a time."""
-    return np.empty(fmt.k + 8, np.int64), np.empty(fmt.k + 8, np.int64), np.empty(fmt.k + 8, np.float32)
+def _scratch(fmt: RecordFormat) -> tuple[I64, U64, F32]:
+    """Room for the places of ones, the positions and the values of a record; eight are written at a time. Positions
+    are unsigned, or each access would first look whether it counts from the end."""
+    return np.empty(fmt.k + 8, np.int64), np.empty(fmt.k + 8, np.uint64), np.empty(fmt.k + 8, np.float32)
 
 
 def _side_by_side(records: Sequence[U8]) -> U8:
     """The records of all peers in one array, peer after peer, with slack behind them."""
     size = records[0].size
-    whole = np.zeros(len(records) * size + cpu_decode.SLACK_BYTES, np.uint8)
+    whole = np.empty(len(records) * size + cpu_decode.SLACK_BYTES, np.uint8)
+    whole[-cpu_decode.SLACK_BYTES :] = 0
     for number, peer in enumerate(records):
         whole[number * size : (number + 1) * size] = peer.reshape(-1)
     return whole

@@ -1,8 +1,8 @@
 """Reading records and doing what they say, compiled by numba (see `kernels.cpu`).
 
 `records` are those of all peers, peer after peer, with `SLACK_BYTES` behind the last one. `scratch` has room for the
-places of ones and the positions, int64 [k + 8] each, and the values, fp32 [k + 8], of one record. But for `inspect`,
-everything here trusts records that `inspect` found no flaw in.
+places of ones, int64 [k + 8], the positions, uint64 [k + 8], and the values, fp32 [k + 8], of one record. But for
+`inspect`, everything here trusts records that `inspect` found no flaw in.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def shared(fmt, records, n, found, scratch, maps):
             _values(fmt, records, at, np.float32(1), values)
             for i in range(fmt.k):
                 sent = np.uint64(values[i] != 0)
-                maps[p, positions[i] >> 6] |= sent << np.uint64(positions[i] & 63)
+                maps[p, positions[i] >> np.uint64(6)] |= sent << (positions[i] & np.uint64(63))
         for p in range(len(found)):
             for q in range(p, len(found)):
                 both, mine, theirs = 0, maps[p], maps[q]
@@ -137,7 +137,7 @@ def shared(fmt, records, n, found, scratch, maps):
 @part
 def _positions(fmt, records, at, places, positions):
     """Positions of the record at byte `at`, whose upper map must hold k ones; returns the first byte of its values.
-    `places` and `positions` are int64 [k + 8]: eight are written at a time."""
+    `places` and `positions` are int64 and uint64 [k + 8]: eight are written at a time."""
     k, low_width = fmt.k, fmt.low_width
     lows = at + (fmt.upper_bits + 7) // 8
     i = 0
@@ -153,7 +153,7 @@ def _positions(fmt, records, at, places, positions):
         for i in range(k):
             bit = i * low_width
             low = np.int64(load64(records, lows + (bit >> 3)) >> np.uint64(bit & 7)) & mask
-            positions[i] = (places[i] - i) << low_width | low
+            positions[i] = np.uint64((places[i] - i) << low_width | low)
     return lows + (k * low_width + 7) // 8
 
 
@@ -204,8 +204,8 @@ def _flaw(fmt, records, at, places, positions, counts):
     descents = 0
     for i in range(k - 1):
         descents += positions[i + 1] <= positions[i]
-    if descents or positions[k - 1] >= length:
-        return 3 if _largest(positions, k) >= length else 4
+    if descents or positions[k - 1] >= np.uint64(length):
+        return 3 if _largest(positions, k) >= np.uint64(length) else 4
     if value_bits == 32:
         for i in range(k):
             if magnitude_bits(float_of_bits(np.uint32(load64(records, values + 4 * i)))) >= INFINITY:

@@ -8,18 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from protocol.sparseloco.kernels.bits import (
+    accumulate64,
     at_least,
     bits_of_float,
     magnitude_bits,
+    negative,
     ones,
     prefetch256,
+    take_fields,
     trailing_zeros,
 )
 from protocol.sparseloco.kernels.jit import INFINITY, kernel, lowest, part
 from protocol.sparseloco.records import LEVELS
 
 _MIDPOINTS = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
-_BOUND_STEPS = 10
+_BOUND_STEPS = 8
 _SHELL_GAPS = (1750, 701, 301, 132, 57, 23, 10, 4, 1)
 """Ciura, "Best increments for the average case of Shellsort", 2001."""
 
@@ -32,42 +35,57 @@ def encode(fmt, beta, error, delta, records, columns, scratch):
     maxima, values, places, positions, ordered, sums, explained, codes, words = scratch
     for j in range(len(error)):
         chunk = error[j]
-        top = _accumulate(chunk, delta[j], beta, maxima, columns)
+        following = min(j + 1, len(error) - 1)
+        top = _accumulate(chunk, delta[j], beta, maxima, columns, delta[following])
         if top >= INFINITY:
             return False
-        bound = _kth_at_least(maxima, columns, k, 0, top, _BOUND_STEPS) if columns else 0
-        count = _candidates(error, delta, j, bound, values, places)
+        bound = _bound(maxima, columns, k, top) if columns else 0
+        count = _candidates(chunk, error[following], bound, values, places)
         threshold = _kth_at_least(values, count, k, bound, top, 32)
         _choose(values, places, count, k, threshold, positions)
-        words[:] = 0
-        if value_bits < 32:
-            for i in range(k):
-                values[i] = chunk[positions[i]]
+        at = _write_positions(fmt, positions, words, records[j])
+        for i in range(k):
+            values[i] = chunk[positions[i]]
+        if value_bits == 32:
+            _send_values(chunk, positions, values, records[j], at)
+        else:
             _fit(values, k, value_bits, ordered, sums, explained, codes)
-            _send(chunk, positions, codes, words)
-        _pack(fmt, chunk, positions, codes, words, records[j])
+            _send_levels(value_bits, chunk, positions, values, codes, records[j], at)
     return True
 
 
 @part
-def _accumulate(error, delta, beta, maxima, columns):
+def _accumulate(error, delta, beta, maxima, columns, following):
     """error = β·error + delta. Leaves in `maxima` the largest magnitude of each column, as bits, if the chunk is laid
-    out in rows of `columns`; returns the largest of all."""
-    for i in range(len(error)):
-        error[i] = beta * error[i] + delta[i]
+    out in rows of `columns`; returns the largest of all. Fetches the `following` delta meanwhile."""
     top = np.int32(0)
     if columns == 0:
         for i in range(len(error)):
+            error[i] = beta * error[i] + delta[i]
             top = max(top, magnitude_bits(error[i]))
         return top
     maxima[:] = 0
     for start in range(0, len(error), columns):
-        row = error[start : start + columns]
-        for c in range(len(row)):
+        row, change = error[start : start + columns], delta[start : start + columns]
+        whole = len(row) // 64 * 64
+        for c in range(0, whole, 64):
+            accumulate64(row, change, c, beta, maxima, c)
+            prefetch256(following, start + c)
+        for c in range(whole, len(row)):
+            row[c] = beta * row[c] + change[c]
             maxima[c] = max(maxima[c], magnitude_bits(row[c]))
     for c in range(columns):
         top = max(top, maxima[c])
     return top
+
+
+@part
+def _bound(maxima, columns, k, top):
+    """A threshold that at least k columns reach, and not many more."""
+    low = top
+    for c in range(columns):
+        low = min(low, maxima[c])
+    return _kth_at_least(maxima, columns, k, low, top, _BOUND_STEPS)
 
 
 @part
@@ -99,16 +117,13 @@ def _kth_at_least(values, count, k, low, top, steps):
 
 
 @part
-def _candidates(error, delta, j, bound, values, places):
-    """All elements of chunk j whose magnitude reaches `bound`, in order, and where they are. Fetches the next chunk
-    meanwhile: the search leaves the memory idle."""
-    chunk = error[j]
-    following = min(j + 1, len(error) - 1)
+def _candidates(chunk, following, bound, values, places):
+    """All elements of a chunk whose magnitude reaches `bound`, in order, and where they are. Fetches the `following`
+    chunk meanwhile: the search leaves the memory idle."""
     count = 0
     whole = len(chunk) // 64 * 64
     for start in range(0, whole, 64):
-        prefetch256(error[following], start)
-        prefetch256(delta[following], start)
+        prefetch256(following, start)
         word = at_least(chunk, start, np.int32(bound))
         while word:
             place = start + trailing_zeros(word)
@@ -204,51 +219,85 @@ def _nearest(level):
 
 
 @part
-def _send(chunk, positions, codes, words):
-    """Subtract what is sent; sign and level bits go to words[2] and words[3]."""
+def _send_levels(value_bits, chunk, positions, values, codes, record, at):
+    """Subtract what is sent, and write signs, level bits and codes from byte `at` on."""
+    k = len(positions)
     lower, upper = LEVELS[codes[0]], LEVELS[codes[1]]
-    for i in range(len(positions)):
-        value = chunk[positions[i]]
-        magnitude = np.float64(abs(value))
-        high = abs(magnitude - np.float64(upper)) < abs(magnitude - np.float64(lower))
-        level = upper if high else lower
-        negative = bits_of_float(value) >> np.uint32(31) and level > 0
-        chunk[positions[i]] = value + level if negative else value - level
-        words[2, i >> 6] |= np.uint64(negative) << np.uint64(i & 63)
-        words[3, i >> 6] |= np.uint64(high) << np.uint64(i & 63)
-
-
-@part
-def _pack(fmt, chunk, positions, codes, words, record):
-    k, low_width, value_bits = fmt.k, fmt.low_width, fmt.value_bits
-    mask = np.int64((1 << low_width) - 1)
-    for i in range(k):
-        at = (positions[i] >> low_width) + i
-        words[0, at >> 6] |= np.uint64(1) << np.uint64(at & 63)
-        at = i * low_width
-        low, shift = np.uint64(positions[i] & mask), at & 63
-        words[1, at >> 6] |= low << np.uint64(shift)
-        if shift + low_width > 64:
-            words[1, (at >> 6) + 1] |= low >> np.uint64(64 - shift)
-    at = _write(words[0], fmt.upper_bits, record, 0)
-    at = _write(words[1], k * low_width, record, at)
-    if value_bits == 32:
-        for i in range(k):
-            bits = bits_of_float(chunk[positions[i]])
-            chunk[positions[i]] = np.float32(0)
-            for b in range(4):
-                record[at + 4 * i + b] = np.uint8(bits >> np.uint32(8 * b) & np.uint32(255))
-        return
-    at = _write(words[2], k, record, at)
+    mask = (k + 7) // 8
+    above = _above((np.float64(lower) + np.float64(upper)) / 2) if lower < upper else INFINITY
+    for start in range(0, k, 64):
+        highs = at_least(values, start, np.int32(above)) & lowest(k - start)
+        signs = negative(values, start) & lowest(k - start)
+        if lower == 0:  # zeros carry no sign
+            signs &= highs if upper > 0 else np.uint64(0)
+        for i in range(start, min(k, start + 64)):
+            bit = np.uint64(i - start)
+            level = upper if highs >> bit & np.uint64(1) else lower
+            chunk[positions[i]] = values[i] + level if signs >> bit & np.uint64(1) else values[i] - level
+        _write(signs, min(8, mask - start // 8), record, at + start // 8)
+        if value_bits == 2:
+            _write(highs, min(8, mask - start // 8), record, at + mask + start // 8)
     if value_bits == 2:
-        at = _write(words[3], k, record, at)
-        record[at + 1] = codes[1]
-    record[at] = codes[0]
+        record[at + 2 * mask] = codes[0]
+        record[at + 2 * mask + 1] = codes[1]
+    else:
+        record[at + mask] = codes[0]
 
 
 @part
-def _write(words, bits, record, at):
-    size = (bits + 7) // 8
+def _above(limit):
+    """Bits of the smallest fp32 number above `limit` ≥ 0."""
+    rounded = np.float32(limit)
+    return np.int64(magnitude_bits(rounded)) + (1 if np.float64(rounded) <= limit else 0)
+
+
+@part
+def _send_values(chunk, positions, values, record, at):
+    """Values as they are, from byte `at` on; nothing of them is left."""
+    for i in range(len(positions)):
+        chunk[positions[i]] = np.float32(0)
+        _write(np.uint64(bits_of_float(values[i])), 4, record, at + 4 * i)
+
+
+@part
+def _write_positions(fmt, positions, words, record):
+    """Upper map and low bits; returns the byte behind them. `words` is uint64, with room for the upper map."""
+    k, low_width = fmt.k, fmt.low_width
+    size = (fmt.upper_bits + 7) // 8
+    for w in range((size + 7) // 8):
+        words[w] = 0
+    word, index = np.uint64(0), 0
+    for i in range(k):
+        bit = np.int64(positions[i] >> np.uint64(low_width)) + i
+        if bit >> 6 != index:
+            words[index] = word
+            word, index = np.uint64(0), bit >> 6
+        word |= np.uint64(1) << np.uint64(bit & 63)
+    words[index] = word
+    for w in range((size + 7) // 8):
+        _write(words[w], min(8, size - 8 * w), record, 8 * w)
+    at, whole = size, k // 8 * 8 if low_width <= 8 else 0
+    for start in range(0, whole, 8):
+        _write(take_fields(positions, start, low_width), low_width, record, at)
+        at += low_width
+    mask = np.uint64((1 << low_width) - 1)
+    word, filled = np.uint64(0), 0
+    for i in range(whole, k):
+        word |= (positions[i] & mask) << np.uint64(filled)
+        filled += low_width
+        while filled >= 8:
+            record[at] = np.uint8(word & np.uint64(255))
+            word >>= np.uint64(8)
+            filled -= 8
+            at += 1
+    if filled:
+        record[at] = np.uint8(word & np.uint64(255))
+        at += 1
+    return at
+
+
+@part
+def _write(word, size, record, at):
+    """The lowest `size` bytes of a uint64."""
     for b in range(size):
-        record[at + b] = np.uint8(words[b >> 3] >> np.uint64(8 * (b & 7)) & np.uint64(255))
-    return at + size
+        record[at + b] = np.uint8(word >> np.uint64(8 * b) & np.uint64(255))

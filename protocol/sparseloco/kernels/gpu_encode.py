@@ -206,9 +206,9 @@ def encode_chunks(
         mask_bytes: tl.constexpr = (K + 7) // 8
         lower, upper = _mean_levels(bits & 0x7FFFFFFF, K, VALUE_BITS, ROWS, LANES, STEPS)
         magnitude = tl.abs(kept).to(tl.float64)
-        to_upper = tl.abs(magnitude - level_bits(upper).to(tl.float32, bitcast=True).to(tl.float64))
-        to_lower = tl.abs(magnitude - level_bits(lower).to(tl.float32, bitcast=True).to(tl.float64))
-        high = (to_upper < to_lower) & (lane < K)
+        least = level_bits(lower).to(tl.float32, bitcast=True).to(tl.float64)
+        most = level_bits(upper).to(tl.float32, bitcast=True).to(tl.float64)
+        high = (magnitude > (least + most) / 2) & (lower < upper) & (lane < K)
         code = tl.where(high, upper, lower)
         negative = ((bits < 0) & (code > 0)).to(tl.int32)
         sent = (level_bits(code) | (negative << 31)).to(tl.float32, bitcast=True)

@@ -24,6 +24,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RUN_ELEMENTS = 1 << 20
+_SQUARES = np.tile(np.arange(8, 16) ** 2, (32, 1))
+_SQUARES[0, 0] = 0
+"""Squares of the levels' mantissas, int64 [32, 8], in units of 4^(exponent − 30); code 0 is the value 0."""
 _MIDPOINTS = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
 
 
@@ -121,7 +124,8 @@ def quantise(values: F32, value_bits: int) -> Codes:
     else:
         codes = _two_levels(magnitudes)
     lower, upper = (LEVELS[codes[:, i : i + 1]].astype(np.float64) for i in (0, 1))
-    high = np.abs(magnitudes - upper) < np.abs(magnitudes - lower)
+    # Halfway between two levels is exact in binary64; distances would be rounded, and equal, far above both.
+    high = (magnitudes > (lower + upper) / 2) & (lower < upper)
     codes_used = np.where(high, codes[:, 1:2], codes[:, 0:1])
     return Codes(np.signbit(values) & (codes_used > 0), high, codes, np.empty((n, 0), np.float32))
 
@@ -150,9 +154,8 @@ def _nearest(levels: npt.NDArray[np.float64]) -> U8:
 def norm_of_counts(counts: I64) -> float:
     """‖ŝ‖₂ of quantised values from how often each level code is used, int64 [256]. Exact up to two roundings: the
     sum of squares is an integer multiple of 2⁻⁶⁰, rounded once to binary64, then its square root."""
-    squares = counts.reshape(32, 8) * np.arange(8, 16) ** 2
-    squares[0, 0] = 0  # code 0 is the value 0
-    total = sum(int(part) << 2 * exponent for exponent, part in enumerate(squares.sum(axis=1)))
+    squares = counts.reshape(32, 8) * _SQUARES
+    total = sum(part << 2 * exponent for exponent, part in enumerate(squares.sum(axis=1).tolist()) if part)
     return math.sqrt(total) * 2.0**-30
 
 
