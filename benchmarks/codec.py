@@ -7,7 +7,7 @@ pseudo-gradients, and the whole demo model with real ones. Both sides take turns
 a ratio is the chain's time over ours, taken turn by turn, and printed as its median with its quartiles. There are two
 rules of averaging, and both sides always follow the same: `aggregate` divides each element by how many peers sent
 it (in torch, scatter_reduce with "mean"); `aggregate all` divides by the number of peers, which in torch is a
-scatter_add, several times faster. `validated` begins with the 20 payloads as bytes: two BLAKE3, every check, the norms.
+scatter_add, several times faster. `validated` begins with the 20 payloads as bytes: BLAKE3, every check, the norms.
 `revert` is one payload applied and taken back, against nothing but a deep copy. `overlap` is all pairs of 20 peers:
 against comparing lists of positions chunk by chunk, and `overlap sorted` against `np.intersect1d` of whole lists.
 Extra memory is the peak beyond inputs and outputs, read from /proc. What `--json` calls quartiles is first quartile,

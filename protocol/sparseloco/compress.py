@@ -22,7 +22,7 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 
-_INSPECTED_RUNS = 4
+_INSPECTED_RUNS = 64
 """Runs that are inspected in one call, which is little work for their elements."""
 _INSPECTED_SHARE = 32
 """Inspecting one payload is about so much less work for its elements than encoding it."""

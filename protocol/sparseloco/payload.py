@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -86,14 +87,18 @@ def split(payload: bytes, sizes: tuple[int, ...]) -> list[bytes]:
     return [payload[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Payload:
-    """A decoded contribution. `digest` covers header and records, `body_digest` the records alone."""
+    """A decoded contribution. `digest` covers header and records."""
 
     header: Header
     update: SparseUpdate
     digest: str
-    body_digest: str
+
+    @cached_property
+    def body_digest(self) -> str:
+        """Digest of the records alone, by which copies are found; only those who judge need it."""
+        return blake3(self.update.records.data).hexdigest()
 
 
 def read_payload(data: bytes, run: Run, layout: Layout, hotkey: str, window: int) -> Payload:
@@ -139,7 +144,7 @@ def read_payload(data: bytes, run: Run, layout: Layout, hotkey: str, window: int
         tokens=tokens,
     )
     update = decompress(layout, run.sparseloco, body)
-    return Payload(header, update, blake3(data).hexdigest(), blake3(body).hexdigest())
+    return Payload(header, update, blake3(data).hexdigest())
 
 
 def sync_proof(theta: npt.NDArray[np.float32], hotkey: str, window_hash: bytes) -> str:
