@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint check bench clean
+.PHONY: setup demo test lint check bench fuzz clean
 
 setup: $(STAMP)  ## a virtual environment with everything in it
 
@@ -28,8 +28,12 @@ lint: setup  ## format, style, types
 
 check: lint test  ## before each commit
 
-bench: setup  ## what a window costs on this machine
+bench: setup  ## what a window costs on this machine, and the codec against plain torch
 	$(BIN)/python -m benchmarks.window
+	$(BIN)/python -m benchmarks.codec --quick
+
+fuzz: setup  ## look for bytes that confuse the decoder, for a minute
+	$(BIN)/python tests/fuzz/decoder.py -max_total_time=60
 
 clean:
 	rm -rf $(VENV) demo

@@ -181,6 +181,11 @@ def _fit(values, k, value_bits, ordered, sums, explained, codes):
             best = i
     codes[0] = _nearest(sums[best] / (best + 1))
     codes[1] = _nearest((total - sums[best]) / (k - 1 - best))
+    middle = (np.float64(LEVELS[codes[0]]) + np.float64(LEVELS[codes[1]])) / 2
+    if np.float64(ordered[0]) > middle:
+        codes[0] = codes[1]
+    if np.float64(ordered[k - 1]) <= middle:
+        codes[1] = codes[0]
 
 
 @part

@@ -208,7 +208,13 @@ def encode_chunks(
         magnitude = tl.abs(kept).to(tl.float64)
         least = level_bits(lower).to(tl.float32, bitcast=True).to(tl.float64)
         most = level_bits(upper).to(tl.float32, bitcast=True).to(tl.float64)
-        high = (magnitude > (least + most) / 2) & (lower < upper) & (lane < K)
+        middle = (least + most) / 2
+        above = (magnitude > middle) & (lane < K)
+        some = tl.max(above.to(tl.int32), 1)[:, None] > 0
+        all_of_them = tl.min((above | (lane >= K)).to(tl.int32), 1)[:, None] > 0
+        lower = tl.where(all_of_them, upper, lower)  # a level that no value takes is not sent
+        upper = tl.where(some, upper, lower)
+        high = above & (lower < upper)
         code = tl.where(high, upper, lower)
         negative = ((bits < 0) & (code > 0)).to(tl.int32)
         sent = (level_bits(code) | (negative << 31)).to(tl.float32, bitcast=True)

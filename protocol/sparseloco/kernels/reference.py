@@ -143,7 +143,12 @@ def _two_levels(magnitudes: npt.NDArray[np.float64]) -> U8:
     split = np.argmax(explained, axis=1)[:, None]
     low = np.take_along_axis(below, split, axis=1)[:, 0] / (split[:, 0] + 1)
     high = np.take_along_axis(above, split, axis=1)[:, 0] / (k - 1 - split[:, 0])
-    return np.stack([_nearest(low), _nearest(high)], axis=1)
+    lower, upper = _nearest(low), _nearest(high)
+    # Where a mean is rounded across the middle of two levels, one level may be left with no value: it is not sent.
+    middle = (LEVELS[lower].astype(np.float64) + LEVELS[upper]) / 2
+    lower = np.where(ordered[:, 0] > middle, upper, lower)
+    upper = np.where(ordered[:, -1] <= middle, lower, upper)
+    return np.stack([lower, upper], axis=1)
 
 
 def _nearest(levels: npt.NDArray[np.float64]) -> U8:
