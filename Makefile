@@ -3,25 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.installed-tools
 
-.PHONY: setup demo test lint check bench fuzz clean
+.PHONY: setup tools demo test lint check bench fuzz clean
 
-setup: $(STAMP)  ## a virtual environment with everything in it
+setup: $(STAMP)  ## a virtual environment with everything that Windrow needs
+tools: $(TOOLS)  ## and with what tests and checks need: Triton alone takes 1 GB
 
-# The stamp is written last, so an interrupted install is repeated and a finished one costs nothing.
+# A stamp is written last, so an interrupted install is repeated and a finished one costs nothing.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Windrow needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(STAMP)
+
+$(TOOLS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(TOOLS)
 
 demo: setup  ## a whole network on this machine, in the folder demo/; run it again to go on
 	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 14
 
-test: setup  ## everything that must hold
+test: tools  ## everything that must hold
 	$(BIN)/python -m pytest
 
-lint: setup  ## format, style, types
+lint: tools  ## format, style, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,7 +38,7 @@ bench: setup  ## what a window costs on this machine, and the codec against plai
 	$(BIN)/python -m benchmarks.window
 	$(BIN)/python -m benchmarks.codec --quick
 
-fuzz: setup  ## look for bytes that confuse the decoder, for a minute
+fuzz: tools  ## look for bytes that confuse the decoder, for a minute
 	$(BIN)/python tests/fuzz/decoder.py -max_total_time=60
 
 clean:

@@ -26,7 +26,7 @@ def test_hostile_bytes_are_judged_as_defined_and_never_leave_the_arrays(tmp_path
     assert sum(judged.values()) > 500
 
 
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris (Linux on x86-64): pip install atheris")
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris: pip install atheris")
 def test_a_short_search_led_by_coverage_finds_nothing(tmp_path: Path) -> None:
     done = decoder(tmp_path, "-runs=1000", "-seed=1")
     assert done.returncode == 0, done.stderr[-4000:]
