@@ -25,7 +25,7 @@ from neurons.errors import EXPECTED_ERRORS, NeuronError
 
 _PRELOAD = [
     "neurons.adversaries",
-    "neurons.precompile",
+    "neurons.precompiled",
     "neurons.process",
     "neurons.founding",
     "neurons.validator",

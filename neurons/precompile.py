@@ -1,5 +1,5 @@
-"""Importing this module compiles the kernels. Only the fork server does (`neurons.nursery`), which can be told nothing
-but what to import: so that its children find them compiled. Later starts read them from disk."""
+"""Compiling the kernels ahead of their first use, which should not fall into the end of a window. It takes some ten
+seconds once; later starts read them from disk."""
 
 from __future__ import annotations
 
@@ -21,6 +21,3 @@ def precompile() -> None:
     trial.revert(theta, trial.apply(theta))
     trial.dot(theta)
     shared_positions([update, update])
-
-
-precompile()

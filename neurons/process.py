@@ -16,6 +16,7 @@ from bittensor_core import KeyfileError, Keypair
 from neurons.errors import ConfigError, FolderError, WalletError
 from neurons.folder import bucket_name, held, read_run
 from neurons.node import Node, Parts
+from neurons.precompile import precompile
 from neurons.settings import NodeSettings
 from neurons.training.model import build_model
 from neurons.training.precision import fastest_dtype
@@ -56,6 +57,7 @@ async def _live(kind: type[Node], settings: NodeSettings, run: Run, hotkey: Keyp
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     try:
+        await asyncio.to_thread(precompile)
         parts = await open_parts(settings, run, hotkey)
         try:
             await kind(parts).run_forever()

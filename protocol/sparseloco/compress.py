@@ -104,8 +104,8 @@ def runs(cut: Iterable[Group], elements: int) -> list[Group]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseUpdate:
-    """ŝ of one peer, as its records: uint8 [body bytes], checked by `decompress`. `norms` are the 2-norms of the
-    parameters."""
+    """ŝ of one peer, as its records: uint8 [body bytes], checked by `decompress`, which alone makes it. `norms` are
+    the 2-norms of the parameters."""
 
     groups: tuple[Group, ...]
     records: U8
@@ -158,7 +158,8 @@ def decompress(layout: Layout, scheme: SparseLoCo, body: bytes | memoryview) -> 
     untrusted, and stays as it is: what is kept of a peer is what it sent, 0.02 bytes a parameter."""
     if len(body) != body_bytes(layout, scheme):
         raise Rejected(Reason.NOT_CANONICAL, f"{len(body)} bytes of records, expected {body_bytes(layout, scheme)}")
-    data = np.frombuffer(body, np.uint8)
+    # The kernels trust what was checked, so it must not be able to change.
+    data = np.frombuffer(body if memoryview(body).readonly else bytes(body), np.uint8)
     kernel = kernels.of(data)
     every = groups(layout, scheme)
     cut = runs(every, _INSPECTED_RUNS * kernel.RUN_ELEMENTS)

@@ -2,8 +2,8 @@
 
 A kernel works on runs of chunks: n chunks of one format (`RecordFormat`), with their elements as fp32
 [n, length] and their records as uint8 [n, size_bytes], always from the host's memory. `of` chooses the module by
-where the elements lie. Whatever a module does, it does to the same bits as `reference`; only `encode` may differ, by
-one step of a level, where it adds in another order.
+where the elements lie. Whatever a module does, it does to the same bits as `reference`; only `dot` may differ, in its
+last bits, and `encode` on a GPU, by one step of a level, where sums are not exact: they add in another order.
 """
 
 from __future__ import annotations

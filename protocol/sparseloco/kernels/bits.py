@@ -1,7 +1,8 @@
-"""Single machine operations that Python has no word for, as LLVM writes them: portable, and inlined by numba.
+"""Single machine operations that Python has no word for, as LLVM writes them for any little-endian machine; numba
+inlines them.
 
-Addresses are (array, index of an element); nothing here checks a bound. Whoever calls must know that the bytes are
-there.
+Addresses are (contiguous array, index of an element); nothing here checks a bound. Whoever calls must know that the
+bytes are there.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def accumulate64(typing: Any, error: Any, delta: Any, index: Any, beta: Any, max
 
 @intrinsic
 def take_fields(typing: Any, positions: Any, index: Any, low_width: Any) -> Any:
-    """uint64: the lowest `low_width` ≤ 8 bits of eight int64 from `index` on, one after the other."""
+    """uint64: the lowest `low_width` ≤ 8 bits of eight uint64 from `index` on, one after the other."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         positions, index, low_width = arguments

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TypeVar
 
@@ -45,8 +45,15 @@ def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
             results[number] = work(run)
 
     helpers = [_pool(os.getpid()).submit(drain) for _ in range(threads - 1)]
-    drain()
-    for helper in helpers:
+    try:
+        drain()
+    finally:
+        for _ in numbered:  # after an error nobody begins another run
+            pass
+        # A helper that has not begun, because others keep the pool busy, is not waited for: the work is done.
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
         helper.result()
     return [results[number] for number in range(len(runs))]
 
@@ -66,7 +73,7 @@ def _cores() -> int:
 
 def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) -> bool:
     """Error feedback, exact top-k, level fit, packing and subtraction, chunk by chunk."""
-    # More columns give a tighter bound and cost more to search; at twice k some 1.3 k candidates are left.
+    # More columns give a tighter bound and cost more to search; at twice k some 1.4 k candidates are left.
     columns = 128
     while columns < 2 * fmt.k:
         columns *= 2

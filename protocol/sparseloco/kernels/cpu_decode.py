@@ -114,7 +114,7 @@ def dot(fmt, gradient, records, clip, share, scratch):
 
 @kernel
 def shared(fmt, records, n, found, scratch, maps):
-    """`Kernels.shared`, added to `found`; `maps` is uint64 [peers, length / 64]."""
+    """`Kernels.shared`, added to `found`; `maps` is uint64 [peers, ⌈length / 64⌉]."""
     places, positions, values = scratch
     for j in range(n):
         maps[:] = 0

@@ -29,8 +29,8 @@ _SHELL_GAPS = (1750, 701, 301, 132, 57, 23, 10, 4, 1)
 
 @kernel
 def encode(fmt, beta, error, delta, records, columns, scratch):
-    """False if a sum is not finite. The largest magnitudes of `columns` ≥ k columns of a chunk give a bound that at
-    least k elements reach, and only about 1.5 k do: the exact choice is made among those. 0 columns: among all."""
+    """False if a sum is not finite. The largest magnitudes of `columns` ≥ 2 k columns of a chunk give a bound that at
+    least k elements reach, and only about 1.4 k do: the exact choice is made among those. 0 columns: among all."""
     k, value_bits = fmt.k, fmt.value_bits
     maxima, values, places, positions, ordered, sums, explained, codes, words = scratch
     for j in range(len(error)):
@@ -141,7 +141,8 @@ def _candidates(chunk, following, bound, values, places):
 
 @part
 def _choose(values, places, count, k, threshold, positions):
-    """Places of the k largest candidates, in order. Of those that equal the threshold the first ones are taken."""
+    """Places of the k largest candidates, in order. Of those that equal the threshold the first ones are taken: they
+    have the lowest places."""
     equal = k - _reach(values, count, np.int32(threshold + 1))
     sent = 0
     for start in range(0, count, 64):

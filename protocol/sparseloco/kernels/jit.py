@@ -30,7 +30,8 @@ class Sizes(NamedTuple):
 def _sources() -> str:
     """Digest of everything that is compiled into a kernel: numba itself only looks at the file that a kernel is
     defined in, and would go on using what it once compiled from others."""
-    files = [*sorted(Path(__file__).parent.glob("*.py")), Path(records.__file__)]
+    folder = Path(__file__).parent
+    files = [Path(__file__), folder / "bits.py", *sorted(folder.glob("cpu*.py")), Path(records.__file__)]
     return blake3(b"".join(file.read_bytes() for file in files)).hexdigest(8)
 
 
