@@ -166,6 +166,7 @@ def plans() -> tuple[Plan, Plan]:
                 _sparse("β = 0.999", error_feedback=0.999),
             ),
             others=(
+                _diloco(0.2),
                 _diloco(0.4),
                 _diloco(1.0),
                 # Neither outer momentum nor compression: k = 4096, 32 bits and β = 0, without the codec's work.
