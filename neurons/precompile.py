@@ -1,4 +1,4 @@
-"""Compiling the kernels ahead of their first use, which should not fall into the end of a window. It takes some ten
+"""Compiling the kernels ahead of their first use, which should not fall into the end of a window. It takes some
 seconds once; later starts read them from disk."""
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ LEVELS: F32 = _level_table()
 """fp32 [256]: code 0 is 0, any other (1 + (code mod 8)/8) · 2^(code div 8 − 27). Exact, ascending, at most 30."""
 LEVELS.setflags(write=False)
 
+MIDPOINTS: npt.NDArray[np.float64] = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
+"""binary64 [255]: halfway between each level and the next, exactly."""
+MIDPOINTS.setflags(write=False)
+
 
 @dataclass(frozen=True)
 class RecordFormat:

@@ -11,21 +11,15 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import Inspection, cpu_decode, cpu_encode
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T, cpu_decode, cpu_encode
 from protocol.sparseloco.kernels.jit import Sizes
 from protocol.sparseloco.records import Flaw, RecordFormat
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 U64 = npt.NDArray[np.uint64]
-T = TypeVar("T")
-R = TypeVar("R")
 
 RUN_ELEMENTS = 1 << 20
 _ELEMENTS_PER_THREAD = 1 << 21
@@ -82,7 +76,7 @@ def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) 
     spare, k = fmt.length + 64, fmt.k
     maxima, values = np.empty(columns + 64, np.int32), np.empty(spare, np.float32)
     places = np.empty(fmt.length, np.int64)
-    ordered, sums, explained = np.empty(k + 64, np.float32), np.empty(k), np.empty(k)
+    ordered, sums, explained = np.empty(k, np.float32), np.empty(k), np.empty(k)
     words = np.empty(fmt.upper_bits // 64 + 1, np.uint64)
     positions, codes = np.empty(k, np.uint64), np.empty(2, np.int64)
     scratch = (maxima, values, places, positions, ordered, sums, explained, codes, words)

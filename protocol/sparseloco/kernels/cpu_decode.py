@@ -20,7 +20,11 @@ from protocol.sparseloco.kernels.bits import (
     put_positions,
 )
 from protocol.sparseloco.kernels.jit import INFINITY, kernel, lowest, part
-from protocol.sparseloco.records import LEVELS
+from protocol.sparseloco.records import LEVELS, Flaw
+
+_PADDING, _COUNT, _BEYOND, _ORDER = int(Flaw.PADDING), int(Flaw.COUNT), int(Flaw.BEYOND), int(Flaw.ORDER)
+_NOT_FINITE, _SWAPPED = int(Flaw.NOT_FINITE), int(Flaw.SWAPPED)
+_LEVEL_BITS, _UNUSED, _SIGNED_ZERO = int(Flaw.LEVEL_BITS), int(Flaw.UNUSED), int(Flaw.SIGNED_ZERO)
 
 SLACK_BYTES = 8
 """`load64` may read so far over the end."""
@@ -52,7 +56,8 @@ def aggregate(fmt, theta, records, clips, scale, contributors, scratch, sums):
     for j in range(n):
         chunk = theta[j]
         total[:] = 0
-        senders[:] = 0
+        if contributors:
+            senders[:] = 0
         fetched = 0
         for p in range(len(clips)):
             while fetched * len(clips) < length * (p + 1):  # θ arrives while the records are read
@@ -194,22 +199,22 @@ def _flaw(fmt, records, at, places, positions, counts):
     if value_bits == 2:
         padding |= _padding(records, values + mask, k)
     if padding:
-        return 1
+        return _PADDING
     count = 0
     for base in range(0, upper_bits, 64):
         count += ones(load64(records, at + (base >> 3)) & lowest(upper_bits - base))
     if count != k:
-        return 2
+        return _COUNT
     _positions(fmt, records, at, places, positions)
     descents = 0
     for i in range(k - 1):
         descents += positions[i + 1] <= positions[i]
     if descents or positions[k - 1] >= np.uint64(length):
-        return 3 if _largest(positions, k) >= np.uint64(length) else 4
+        return _BEYOND if _largest(positions, k) >= np.uint64(length) else _ORDER
     if value_bits == 32:
         for i in range(k):
             if magnitude_bits(float_of_bits(np.uint32(load64(records, values + 4 * i)))) >= INFINITY:
-                return 5
+                return _NOT_FINITE
         return 0
     return _flaw_of_levels(records, values, k, value_bits == 2, counts)
 
@@ -235,14 +240,14 @@ def _flaw_of_levels(records, at, k, two, counts):
         uppers += ones(highs)
         signed_lower |= (signs & ~highs) != 0
     if lower > upper:
-        return 6
+        return _SWAPPED
     if lower == upper:
         if uppers:
-            return 7
+            return _LEVEL_BITS
     elif uppers == 0 or uppers == k:
-        return 8
+        return _UNUSED
     if lower == 0 and signed_lower:
-        return 9
+        return _SIGNED_ZERO
     counts[lower] += k - uppers
     counts[upper] += uppers
     return 0

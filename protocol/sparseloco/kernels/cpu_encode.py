@@ -19,9 +19,8 @@ from protocol.sparseloco.kernels.bits import (
     trailing_zeros,
 )
 from protocol.sparseloco.kernels.jit import INFINITY, kernel, lowest, part
-from protocol.sparseloco.records import LEVELS
+from protocol.sparseloco.records import LEVELS, MIDPOINTS
 
-_MIDPOINTS = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
 _BOUND_STEPS = 8
 _SHELL_GAPS = (1750, 701, 301, 132, 57, 23, 10, 4, 1)
 """Ciura, "Best increments for the average case of Shellsort", 2001."""
@@ -214,10 +213,10 @@ def _sort_magnitudes(values, k, ordered):
 @part
 def _nearest(level):
     """Code of the nearest level; half way goes to the smaller."""
-    low, high = 0, len(_MIDPOINTS)
+    low, high = 0, len(MIDPOINTS)
     while low < high:
         middle = (low + high) // 2
-        if _MIDPOINTS[middle] < level:
+        if MIDPOINTS[middle] < level:
             low = middle + 1
         else:
             high = middle

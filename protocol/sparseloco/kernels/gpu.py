@@ -9,13 +9,12 @@ its namesake with `_on_device` works on records that already lie on the GPU, uin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from protocol.sparseloco.kernels import Inspection
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T
 from protocol.sparseloco.kernels.gpu_decode import (
     aggregate_chunks,
     apply_chunks,
@@ -27,12 +26,7 @@ from protocol.sparseloco.kernels.gpu_decode import (
 from protocol.sparseloco.kernels.gpu_encode import encode_chunks
 from protocol.sparseloco.records import Flaw, RecordFormat
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
 Tensor = torch.Tensor
-T = TypeVar("T")
-R = TypeVar("R")
 
 RUN_ELEMENTS = 1 << 28
 _AGGREGATE_ROWS = 2048

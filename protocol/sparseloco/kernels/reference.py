@@ -9,25 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import Inspection
-from protocol.sparseloco.records import LEVELS, Codes, Flaw, RecordFormat, pack, parse, unpack
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-U8 = npt.NDArray[np.uint8]
-T = TypeVar("T")
-R = TypeVar("R")
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T
+from protocol.sparseloco.records import LEVELS, MIDPOINTS, Codes, Flaw, RecordFormat, pack, parse, unpack
 
 RUN_ELEMENTS = 1 << 20
 _SQUARES = np.tile(np.arange(8, 16) ** 2, (32, 1))
 _SQUARES[0, 0] = 0
 """Squares of the levels' mantissas, int64 [32, 8], in units of 4^(exponent − 30); code 0 is the value 0."""
-_MIDPOINTS = (LEVELS[:-1].astype(np.float64) + LEVELS[1:]) / 2
 
 
 def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
@@ -153,7 +145,7 @@ def _two_levels(magnitudes: npt.NDArray[np.float64]) -> U8:
 
 def _nearest(levels: npt.NDArray[np.float64]) -> U8:
     """Code of the nearest level; half way goes to the smaller."""
-    return np.searchsorted(_MIDPOINTS, levels, side="left").astype(np.uint8)
+    return np.searchsorted(MIDPOINTS, levels, side="left").astype(np.uint8)
 
 
 def norm_of_counts(counts: I64) -> float:
