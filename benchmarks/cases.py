@@ -15,9 +15,10 @@ from neurons.training.inner import InnerTrainer
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
 from protocol.run import Run, SparseLoCo, preset_table, run_from_table
 from protocol.sparseloco.aggregate import outer_step
-from protocol.sparseloco.compress import compress, decompress, groups
-from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.compress import compress, decompress
+from protocol.sparseloco.layout import Layout, Parameter
 from protocol.sparseloco.payload import Header
+from protocol.sparseloco.plan import plan_of
 
 PEERS = 20
 ZERO = "0" * 64
@@ -62,15 +63,21 @@ def layout_of(run: Run) -> Layout:
         return Layout.from_shapes(parameter_shapes(build_model(run.model)))
 
 
-def layer_layout(run: Run, elements: int) -> Layout:
-    """The parameters of one decoder layer in their order, without those that do not fit into `elements`."""
-    one = run.model_copy(update={"model": dict(run.model) | {"num_hidden_layers": 1}})
+def layers_layout(run: Run, elements: int) -> Layout:
+    """The parameters of as many decoder layers of the model as fit into `elements`, in their order; of a layer that
+    does not fit alone, as much as does."""
+    layer = sum(p.size for p in _layers(run, 1))
     chosen, left = [], elements
-    for p in layout_of(one).parameters:
-        if ".layers.0." in p.name and p.size <= left:
+    for p in _layers(run, min(int(run.model["num_hidden_layers"]), max(1, elements // layer))):
+        if p.size <= left:
             chosen.append((p.name, p.shape))
             left -= p.size
     return Layout.from_shapes(chosen)
+
+
+def _layers(run: Run, count: int) -> list[Parameter]:
+    some = run.model_copy(update={"model": dict(run.model) | {"num_hidden_layers": count}})
+    return [p for p in layout_of(some).parameters if ".layers." in p.name]
 
 
 def make_case(
@@ -88,7 +95,7 @@ def make_case(
         inner_steps=run.inner.steps,
         tokens=0,
     ).pack()
-    pieces, beta = groups(layout, run.sparseloco), run.sparseloco.error_feedback
+    pieces, beta = plan_of(layout, run.sparseloco).groups, run.sparseloco.error_feedback
     payloads, packed, kept = [], [], np.zeros(layout.size, np.float32)
     common = common * np.float32(0.5)
     for peer in range(distinct):
@@ -148,7 +155,7 @@ def _errors(layout: Layout, scheme: SparseLoCo, kept: np.ndarray, delta: np.ndar
         values = whole[update.indices].astype(np.float64)  # the same in both modes
         found[name] = float(np.linalg.norm(values - update.values) / np.linalg.norm(values))
     found["energy_sent"] = float(values @ values / (whole.astype(np.float64) @ whole))
-    pieces, rest = groups(layout, scheme), torch.from_numpy(whole)
+    pieces, rest = plan_of(layout, scheme).groups, torch.from_numpy(whole)
     packed = torch_chain.encode(pieces, rest, torch.zeros(layout.size), 1.0)
     lost = []  # what the chain left of the values that it sent
     for piece, part in zip(pieces, packed, strict=True):
@@ -159,9 +166,9 @@ def _errors(layout: Layout, scheme: SparseLoCo, kept: np.ndarray, delta: np.ndar
 
 
 def made_up_case(preset: str, elements: int, distinct: int = PEERS) -> Case:
-    """One layer with products of normal numbers, which have heavier tails than they."""
+    """Decoder layers with products of normal numbers, which have heavier tails than they."""
     run = run_of(preset)
-    layout, draw = layer_layout(run, elements), np.random.default_rng(0)
+    layout, draw = layers_layout(run, elements), np.random.default_rng(0)
 
     def numbers() -> np.ndarray:
         made = draw.standard_normal(layout.size, np.float32)

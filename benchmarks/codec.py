@@ -2,8 +2,8 @@
 
     python -m benchmarks.codec [--json] [--quick]
 
-Cases are one decoder layer of the presets 150m, 1b and 8b, as much of it as fits, with made-up heavy-tailed
-pseudo-gradients, and the whole demo model with real ones. Both sides take turns in one process on the same two cores;
+Cases are decoder layers of the presets 150m, 1b and 8b, as many as fit, with made-up heavy-tailed pseudo-gradients,
+and the whole demo model with real ones. Both sides take turns in one process on the same two cores;
 a ratio is the chain's time over ours, taken turn by turn, and printed as its median with its quartiles. There are two
 rules of averaging, and both sides always follow the same: `aggregate` divides each element by how many peers sent
 it (in torch, scatter_reduce with "mean"); `aggregate all` divides by the number of peers, which in torch is a
@@ -41,8 +41,9 @@ from benchmarks.cases import PEERS, ZERO, Case, layout_of, made_up_case, real_ca
 from protocol.run import SparseLoCo
 from protocol.sealing import Seal, SealedShard
 from protocol.sparseloco.aggregate import Trial, clip_factors, outer_step, shared_positions
-from protocol.sparseloco.compress import Group, SparseUpdate, body_bytes, compress, groups
+from protocol.sparseloco.compress import SparseUpdate, compress
 from protocol.sparseloco.payload import HEADER_BYTES, read_payload, shard_sizes
+from protocol.sparseloco.plan import Group, plan_of
 from protocol.sparseloco.records import unpack
 from storage.seal import SEAL_OVERHEAD_BYTES
 
@@ -83,7 +84,7 @@ class Duel:
 def duels(case: Case) -> Iterator[tuple[str, Duel]]:
     """What is compared, by name."""
     run, layout, scheme = case.run, case.layout, case.run.sparseloco
-    pieces = groups(layout, scheme)
+    pieces = plan_of(layout, scheme).groups
     theta, error = torch.from_numpy(case.theta), case.kept.copy()
     chain = partial(
         torch_chain.encode, pieces, torch.from_numpy(error), torch.from_numpy(case.delta), scheme.error_feedback
@@ -93,12 +94,13 @@ def duels(case: Case) -> Iterator[tuple[str, Duel]]:
     read = partial(read_payload, run=run, layout=layout, hotkey=signer().ss58_address, window=0)
     updates = [read(data).update for data in case.payloads]
     norms = torch_chain.norms_of(pieces, case.packed)
+    pool = ThreadPoolExecutor(THREADS)
     for name, average in (("aggregate", "contributors"), ("aggregate all", "all")):
         rule = scheme.model_copy(update={"average": average})
         chain = partial(torch_chain.aggregate, pieces, theta, case.packed, scheme.alpha(0), average == "contributors")
         # We know the norms of a payload since it was read, so the chain is told them, and takes them where we read.
         yield name, Duel(partial(chain, norms), partial(outer_step, case.theta, updates, rule, 0))
-        yield f"{name} validated", Duel(chain, partial(_read_and_step, case, read, rule))
+        yield f"{name} validated", Duel(chain, partial(_read_and_step, case, read, rule, pool))
     trial = Trial(updates[0], clip_factors(updates)[0], np.float32(run.gauntlet.step_share * scheme.alpha(0)))
     yield "revert", Duel(partial(torch_chain.deep_copy, pieces, theta), partial(_apply_and_revert, trial, case))
     compared = [[places(piece, update) for piece in pieces] for update in updates]
@@ -114,10 +116,11 @@ def places(piece: Group, update: SparseUpdate) -> torch.Tensor:
     return torch.from_numpy(positions.astype(np.int16))
 
 
-def _read_and_step(case: Case, read: Callable[[bytes], Any], rule: SparseLoCo) -> None:
-    with ThreadPoolExecutor(THREADS) as pool:  # as a node does: each peer on a thread of its own
-        payloads = list(pool.map(read, case.payloads))
-    outer_step(case.theta, [payload.update for payload in payloads], rule, 0)
+def _read_and_step(case: Case, read: Callable[[bytes], Any], rule: SparseLoCo, pool: ThreadPoolExecutor) -> None:
+    each = -(-PEERS // THREADS)
+    parts = [case.payloads[first : first + each] for first in range(0, PEERS, each)]
+    updates = [update for part in pool.map(lambda part: [read(data).update for data in part], parts) for update in part]
+    outer_step(case.theta, updates, rule, 0)
 
 
 def _apply_and_revert(trial: Trial, case: Case) -> None:
@@ -166,12 +169,12 @@ def payload_cost(preset: str) -> dict[str, float]:
     digests = {"layout_digest": layout.digest, "base_root": ZERO, "payload_digest": ZERO, "key_digest": ZERO}
     seal = Seal(signer=signer().ss58_address, run_digest=run.digest(), window=10**6, shards=shards, **digests)
     parts = {
-        "records_bytes": body_bytes(layout, run.sparseloco),
+        "records_bytes": plan_of(layout, run.sparseloco).body_bytes,
         "header_bytes": HEADER_BYTES,
         "tags_bytes": SEAL_OVERHEAD_BYTES * len(sizes),
         "seal_bytes": len(seal.signed(signer()).canonical()),
     }
-    total, values = sum(parts.values()), sum(g.count * g.format.k for g in groups(layout, run.sparseloco))
+    total, values = sum(parts.values()), plan_of(layout, run.sparseloco).values
     return parts | {
         "payload_bytes": total,
         "parameters": layout.size,

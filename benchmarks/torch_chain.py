@@ -2,7 +2,7 @@
 
 Vectorised over all chunks of a tensor, in place where that is natural, nothing fused. Positions take 12 bits, values
 one of four bins around the mean of the tensor with edges at −2.25, −0.75 and +0.75 sigma, each bin sent as the mean of
-what fell into it. Pieces of tensors are those of `protocol.sparseloco.compress.groups`.
+what fell into it. Pieces of tensors are those of `protocol.sparseloco.plan`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from protocol.sparseloco.compress import Group
+from protocol.sparseloco.plan import Group
 
 BINS = 4
 _RANGE_SIGMAS = 6.0

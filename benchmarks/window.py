@@ -24,8 +24,9 @@ from neurons.training.precision import fastest_dtype
 from protocol.ledger.state import state_root
 from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.aggregate import outer_step
-from protocol.sparseloco.compress import body_bytes, compress, decompress, groups
+from protocol.sparseloco.compress import compress, decompress
 from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.plan import plan_of
 
 PEERS = 5
 
@@ -77,12 +78,12 @@ def measure(rounds: int) -> dict[str, object]:
         base.append(_seconds(baseline))
         for name, step in steps.items():
             taken[name].append(_seconds(step))
-    values = sum(group.count * group.format.k for group in groups(layout, run.sparseloco))
+    plan = plan_of(layout, run.sparseloco)
     return {
         "parameters": layout.size,
-        "payload_bytes": body_bytes(layout, run.sparseloco),
-        "bits_per_value": 8 * body_bytes(layout, run.sparseloco) / values,
-        "ratio_fp32": 4 * layout.size / body_bytes(layout, run.sparseloco),
+        "payload_bytes": plan.body_bytes,
+        "bits_per_value": 8 * plan.body_bytes / plan.values,
+        "ratio_fp32": 4 * layout.size / plan.body_bytes,
         "training_step_seconds": statistics.median(base),
         "ratios": {name: _quartiles(np.divide(times, base).tolist()) for name, times in taken.items()},
     }

@@ -10,8 +10,9 @@ import itertools
 import json
 import tomllib
 from collections.abc import Mapping
+from functools import cached_property
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
@@ -190,12 +191,24 @@ class Run(Document):
 
     def digest(self) -> str:
         """The run digest: BLAKE3 of the canonical form."""
-        return digest_of(self.canonical())
+        return self._digest
 
-    @property
+    @cached_property
     def digest_bytes(self) -> bytes:
         """The run digest as 32 bytes."""
-        return bytes.fromhex(self.digest())
+        return bytes.fromhex(self._digest)
+
+    @cached_property
+    def _digest(self) -> str:
+        # Every document of every peer is compared with it, and the canonical form takes longer than all else there.
+        return digest_of(self.canonical())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """See pydantic; the digest of the copy is its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("_digest", "digest_bytes"):
+            copied.__dict__.pop(name, None)
+        return copied
 
 
 def parse_run(text: str) -> Run:

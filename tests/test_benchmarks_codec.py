@@ -10,8 +10,9 @@ import torch
 
 from benchmarks import cases, codec, torch_chain
 from protocol.sparseloco.aggregate import outer_step
-from protocol.sparseloco.compress import Group, SparseUpdate, body_bytes, decompress, groups
+from protocol.sparseloco.compress import SparseUpdate, decompress
 from protocol.sparseloco.payload import HEADER_BYTES
+from protocol.sparseloco.plan import Group, plan_of
 
 ELEMENTS = 300_000
 
@@ -31,7 +32,7 @@ def test_twelve_bits_hold_every_position_of_a_chunk() -> None:
 
 
 def test_the_chain_sends_the_positions_that_the_protocol_sends(case: cases.Case) -> None:
-    pieces = groups(case.layout, case.run.sparseloco)
+    pieces = plan_of(case.layout, case.run.sparseloco).groups
     for payload, packed in zip(case.payloads[:4], case.packed, strict=False):
         sent = []
         for piece, part in zip(pieces, packed, strict=True):
@@ -43,7 +44,7 @@ def test_the_chain_sends_the_positions_that_the_protocol_sends(case: cases.Case)
 
 
 def test_what_the_chain_sends_and_what_it_keeps_add_up(case: cases.Case) -> None:
-    pieces = groups(case.layout, case.run.sparseloco)
+    pieces = plan_of(case.layout, case.run.sparseloco).groups
     error = torch.from_numpy(case.kept.copy())
     whole = 0.95 * error + torch.from_numpy(case.delta)
     packed = torch_chain.encode(pieces, error, torch.from_numpy(case.delta), 0.95)
@@ -59,7 +60,7 @@ def test_what_the_chain_sends_and_what_it_keeps_add_up(case: cases.Case) -> None
 @pytest.mark.parametrize("average", ["all", "contributors"])
 def test_both_sides_take_the_same_step_for_the_same_values(case: cases.Case, average: str) -> None:
     scheme = case.run.sparseloco.model_copy(update={"average": average})
-    pieces = groups(case.layout, scheme)
+    pieces = plan_of(case.layout, scheme).groups
     updates = [decompress(case.layout, scheme, payload[HEADER_BYTES:]) for payload in case.payloads[:3]]
     updates[1] = decompress(case.layout, scheme, _louder(case, pieces))
     packed = [[_as_packed(piece, update) for piece in pieces] for update in updates]
@@ -125,7 +126,7 @@ def test_every_duel_is_fought_and_trials_leave_no_trace(case: cases.Case) -> Non
 def test_a_payload_costs_its_records_and_little_more() -> None:
     cost = codec.payload_cost("demo")
     run = cases.run_of("demo")
-    assert cost["records_bytes"] == body_bytes(cases.layout_of(run), run.sparseloco)
+    assert cost["records_bytes"] == plan_of(cases.layout_of(run), run.sparseloco).body_bytes
     assert cost["records_bytes"] < cost["payload_bytes"] < cost["records_bytes"] + 2000
     assert cost["ratio_fp32"] == pytest.approx(4 * cost["parameters"] / cost["payload_bytes"], abs=0.01)
 

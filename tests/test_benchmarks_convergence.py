@@ -13,9 +13,9 @@ from benchmarks import convergence
 from benchmarks.convergence import DEFAULT, DILOCO, MUON, DiLoCo, Plan, Results, Scale, Text, run_all, run_row
 from neurons.training.model import initial_parameters, parameter_shapes
 from protocol.run import SparseLoCo, preset_table
-from protocol.sparseloco.compress import body_bytes
 from protocol.sparseloco.layout import CHUNK, Layout
 from protocol.sparseloco.payload import HEADER_BYTES
+from protocol.sparseloco.plan import plan_of
 
 _MODEL = preset_table("demo")["model"] | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
 _SCALE = Scale(
@@ -65,7 +65,7 @@ def test_a_sparse_row_counts_whole_payloads_and_changes_what_it_sends(muon_rate:
     row = replace(DEFAULT, window_steps=2, muon_rate=muon_rate)
     run = run_row(_SCALE, row, Text.of(_STREAM, _SCALE), 0)
     layout = Layout.from_shapes(parameter_shapes(convergence.build_model(_MODEL)))
-    payload = HEADER_BYTES + body_bytes(layout, SparseLoCo())
+    payload = HEADER_BYTES + plan_of(layout, SparseLoCo()).body_bytes
     assert run["bytes"] == [0, payload, 2 * payload]
     assert run["tokens"] == [0, 128, 256]
     assert len(set(run["loss"])) == 3

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from protocol.run import SparseLoCo
 from protocol.sparseloco import kernels
-from protocol.sparseloco.compress import Group, SparseUpdate, runs
-from protocol.sparseloco.kernels import Elements
+from protocol.sparseloco.compress import SparseUpdate
+from protocol.sparseloco.plan import Elements
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -41,16 +41,11 @@ def outer_step(theta: Elements, updates: Sequence[SparseUpdate], scheme: SparseL
     """
     if not updates:
         return
-    kernel = kernels.of(theta)
     clips = np.stack(clip_factors(updates))
     contributors = scheme.average == "contributors"
     scale = np.float32(scheme.alpha(window) / (1 if contributors else len(updates)))
-
-    def step(run: Group) -> None:
-        records = [run.records(update.records) for update in updates]
-        kernel.aggregate(run.format, run.chunks(theta), records, clips[:, run.parameter], scale, contributors)
-
-    kernel.each(step, runs(updates[0].groups, kernel.RUN_ELEMENTS), len(theta))
+    bodies = [update.records for update in updates]
+    kernels.of(theta).aggregate(updates[0].plan, theta, bodies, clips, scale, contributors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,49 +56,23 @@ class Trial:
     clips: F32
     share: np.float32
 
-    def apply(self, theta: Elements) -> list[Elements]:
-        """θ ← θ − step in place; returns the originals of what it changed, for `revert`."""
-        kernel = kernels.of(theta)
+    def apply(self, theta: Elements) -> Elements:
+        """θ ← θ − step in place; returns the originals of what it changed, fp32 [values], for `revert`."""
+        return kernels.of(theta).apply(self.update.plan, theta, self.update.records, self.clips, self.share)
 
-        def apply(run: Group) -> Elements:
-            records, clip = run.records(self.update.records), self.clips[run.parameter]
-            return kernel.apply(run.format, run.chunks(theta), records, clip, self.share)
-
-        return kernel.each(apply, runs(self.update.groups, kernel.RUN_ELEMENTS), len(theta))
-
-    def revert(self, theta: Elements, saved: Sequence[Elements]) -> None:
+    def revert(self, theta: Elements, saved: Elements) -> None:
         """Put the originals back, to the bit. Nothing may have changed θ in between."""
-        kernel = kernels.of(theta)
-
-        def revert(pair: tuple[Group, Elements]) -> None:
-            run, originals = pair
-            kernel.revert(run.format, run.chunks(theta), run.records(self.update.records), originals)
-
-        cut = runs(self.update.groups, kernel.RUN_ELEMENTS)
-        kernel.each(revert, list(zip(cut, saved, strict=True)), len(theta))
+        kernels.of(theta).revert(self.update.plan, theta, self.update.records, saved)
 
     def dot(self, gradient: Elements) -> float:
         """⟨gradient, step⟩ in binary64, for a flat fp32 gradient. The last bits depend on the device."""
-        kernel = kernels.of(gradient)
-
-        def dot(run: Group) -> float:
-            records, clip = run.records(self.update.records), self.clips[run.parameter]
-            return kernel.dot(run.format, run.chunks(gradient), records, clip, self.share)
-
-        return sum(kernel.each(dot, runs(self.update.groups, kernel.RUN_ELEMENTS), len(gradient)))
+        return kernels.of(gradient).dot(self.update.plan, gradient, self.update.records, self.clips, self.share)
 
 
 def shared_positions(updates: Sequence[SparseUpdate]) -> I64:
     """int64 [n, n]: at how many positions both of two updates send something; on the diagonal, how many each sends.
     Zeros do not count: they tie everywhere, and ties go to the lowest index, so equal positions prove nothing."""
-    total = np.zeros((len(updates), len(updates)), np.int64)
-    if updates:
-        kernel = kernels.of(updates[0].records)
-
-        def shared(run: Group) -> I64:
-            return kernel.shared(run.format, [run.records(update.records) for update in updates])
-
-        every = updates[0].groups
-        for part in kernel.each(shared, runs(every, kernel.RUN_ELEMENTS), every[-1].end):
-            total += part
-    return total
+    if not updates:
+        return np.zeros((0, 0), np.int64)
+    bodies = [update.records for update in updates]
+    return kernels.of(bodies[0]).shared(updates[0].plan, bodies)

@@ -46,6 +46,9 @@ class Layout:
 
     parameters: tuple[Parameter, ...]
 
+    def __hash__(self) -> int:
+        return hash(self.digest)  # computed once, where hashing every parameter costs as much as a small payload
+
     @classmethod
     def from_shapes(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
         """Build from (name, shape) pairs; `LayoutError` for no tensors, empty tensors or a name given twice."""

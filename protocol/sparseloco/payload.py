@@ -20,8 +20,9 @@ from blake3 import blake3
 from protocol.errors import Reason, Rejected
 from protocol.identity import public_key
 from protocol.run import Run
-from protocol.sparseloco.compress import SparseUpdate, decompress, groups
+from protocol.sparseloco.compress import SparseUpdate, decompress
 from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.plan import plan_of
 
 SHARD_BYTES = 64 * 2**20
 SYNC_POSITIONS = 4096
@@ -65,7 +66,7 @@ class Header:
 def shard_sizes(layout: Layout, run: Run, shard_bytes: int = SHARD_BYTES) -> tuple[int, ...]:
     """Plain size of every shard of a payload, in order."""
     sizes, current = [], 0
-    for group in groups(layout, run.sparseloco):
+    for group in plan_of(layout, run.sparseloco).groups:
         left, record = group.count, group.format.size_bytes
         while left:
             fit = (shard_bytes - current) // record

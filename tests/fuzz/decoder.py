@@ -35,9 +35,10 @@ if not REPLAY:
 with watched:
     from protocol.errors import Reason, Rejected
     from protocol.run import SparseLoCo
-    from protocol.sparseloco.compress import Group, body_bytes, decompress, groups
-    from protocol.sparseloco.kernels import cpu, cpu_decode, reference
+    from protocol.sparseloco.compress import decompress
+    from protocol.sparseloco.kernels import bits, cpu, cpu_decode, reference
     from protocol.sparseloco.layout import Layout
+    from protocol.sparseloco.plan import Plan, plan_of
     from protocol.sparseloco.records import Codes, Flaw, RecordFormat, pack, unpack
 
 POISON = 0xA5
@@ -69,8 +70,51 @@ class Guarded(np.ndarray[Any, Any]):
                 raise IndexError(f"{part} is outside an array of {size}")
 
 
-def load64(array: Any, index: Any) -> np.uint64:
-    return np.uint64(int.from_bytes(array[int(index) : int(index) + 8].tobytes(), "little"))
+class Source:
+    """What an address stands for: bytes of which the first is at place `start`."""
+
+    def __init__(self, array: Any, start: int = 0) -> None:
+        self.array, self.start = guard(array), start
+
+    def read(self, at: Any, size: int) -> bytes:
+        place = int(at) - self.start
+        return bytes(self.array[place : place + size].tobytes())
+
+
+def sources(plan: Plan, bodies: Any) -> Any:
+    """Bodies without slack, and last records with a slack of poison."""
+    last = plan.end(cpu_decode.SLACK_BYTES)
+    slack = np.full(cpu_decode.SLACK_BYTES, POISON, np.uint8)
+    ends = [Source(np.concatenate([body[last:], slack]), last) for body in bodies]
+    return cpu._Sources(([Source(body) for body in bodies], ends, last), ())
+
+
+def load64(source: Source, at: Any) -> np.uint64:
+    return np.uint64(int.from_bytes(source.read(at, 8), "little"))
+
+
+def load8(source: Source, at: Any) -> np.uint8:
+    return np.uint8(source.read(at, 1)[0])
+
+
+def put_fields(target: Any, index: Any, word: Any, width: Any) -> None:
+    width = int(width)
+    assert 0 <= width <= 8
+    target[int(index) : int(index) + 8] = [int(word) >> width * t & (1 << width) - 1 for t in range(8)]
+
+
+def not_rising(array: Any, index: Any) -> np.uint64:
+    here, following = array[int(index) : int(index) + 64], array[int(index) + 1 : int(index) + 65]
+    return np.uint64(sum(int(rises) << i for i, rises in enumerate(here >= following)))
+
+
+def extract(word: Any, mask: Any) -> np.uint64:
+    return np.uint64(bits.extract_bit_by_bit(np.uint64(word), np.uint64(mask)))
+
+
+def leading_zeros(word: Any) -> int:
+    assert word
+    return 64 - int(word).bit_length()
 
 
 def put_ones(target: Any, index: Any, ones_at: Any, base: Any) -> None:
@@ -81,6 +125,7 @@ def put_positions(target: Any, index: Any, places: Any, word: Any, low_width: An
     assert 0 <= low_width <= 8
     steps = np.arange(8)
     high = (places[int(index) : int(index) + 8] - (index + steps)) << low_width
+    low_width = int(low_width)
     low = [int(word) >> low_width * t & (1 << low_width) - 1 for t in range(8)]
     target[int(index) : int(index) + 8] = high | np.array(low)
 
@@ -103,7 +148,7 @@ def bits_of_float(value: Any) -> Any:
     return value.view(np.uint32)
 
 
-def prefetch256(array: Any, index: Any) -> None:
+def prefetch(array: Any, index: Any) -> None:
     """A hint: it never faults."""
 
 
@@ -128,24 +173,24 @@ class Poisoned:
         return np.full(shape, {"float32": np.nan, "uint8": POISON}.get(np.dtype(kind).name, 1 << 40), kind)
 
 
-def poisoned_slack(side_by_side: Callable[..., Any]) -> Callable[..., Any]:
-    def with_slack(records: Any) -> Any:
-        whole = side_by_side(records)
-        whole[-cpu_decode.SLACK_BYTES :] = POISON
-        return whole
-
-    return with_slack
+STAND_INS = {
+    stand_in.__name__: stand_in
+    for stand_in in (
+        *(load64, load8, put_ones, put_positions, put_fields, not_rising, extract, leading_zeros, ones),
+        *(magnitude_bits, float_of_bits, bits_of_float),
+    )
+}
 
 
 def prepare() -> None:
     """Put the checks in place of what is compiled."""
-    for stand_in in (load64, put_ones, put_positions, ones, magnitude_bits, float_of_bits, bits_of_float, prefetch256):
-        assert hasattr(cpu_decode, stand_in.__name__)
-        setattr(cpu_decode, stand_in.__name__, stand_in)
+    for name, stand_in in (STAND_INS | {"prefetch128": prefetch, "prefetch256": prefetch}).items():
+        assert hasattr(cpu_decode, name)
+        setattr(cpu_decode, name, stand_in)
     for name in ("inspect", "aggregate", "apply", "revert", "dot", "shared"):
         setattr(cpu_decode, name, guarded(getattr(cpu_decode, name)))
     cpu.np = Poisoned()
-    cpu._side_by_side = poisoned_slack(cpu._side_by_side)
+    cpu._sources = sources
 
 
 def read(data: bytes) -> tuple[SparseLoCo, Layout, bytes]:
@@ -162,21 +207,17 @@ def read(data: bytes) -> tuple[SparseLoCo, Layout, bytes]:
 def check(data: bytes) -> Flaw:
     """Raise if the decoder does anything with this input that it must not; returns how the records were judged."""
     scheme, layout, body = read(data)
-    size = body_bytes(layout, scheme)
+    plan = plan_of(layout, scheme)
     with np.errstate(all="ignore"):
-        if len(body) != size:
+        if len(body) != plan.body_bytes:
             assert refused(layout, scheme, body) is Reason.NOT_CANONICAL
-            body = body[:size].ljust(size, b"\0")
+            body = body[: plan.body_bytes].ljust(plan.body_bytes, b"\0")
         records = np.frombuffer(body, np.uint8)
-        every = groups(layout, scheme)
-        flaws = [flaw_of(group.format, group.records(records)) for group in every]
-        first = next(filter(None, flaws), Flaw.NONE)
-        reason = refused(layout, scheme, body)
-        assert (reason is None) == (first is Flaw.NONE)
-        if first is Flaw.NONE:
-            for group in every:
-                use(group, group.records(records))
-    return first
+        flaw = flaw_of(plan, records)
+        assert (refused(layout, scheme, body) is None) == (flaw is Flaw.NONE)
+        if flaw is Flaw.NONE:
+            use(plan, records)
+    return flaw
 
 
 def refused(layout: Layout, scheme: SparseLoCo, body: bytes) -> Reason | None:
@@ -189,41 +230,48 @@ def refused(layout: Layout, scheme: SparseLoCo, body: bytes) -> Reason | None:
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        most = 100_000 + 2 * body_bytes(layout, scheme) + 64 * layout.size
+        most = 100_000 + 2 * plan_of(layout, scheme).body_bytes + 64 * layout.size
         assert peak < most, f"{peak} bytes were taken for records that need less than {most}"
     return None
 
 
-def flaw_of(fmt: RecordFormat, records: Any) -> Flaw:
-    found, expected = cpu.inspect(fmt, records), reference.inspect(fmt, records)
-    assert found.flaw is expected.flaw, f"{fmt}: found {found.flaw!r}, the definition says {expected.flaw!r}"
+def flaw_of(plan: Plan, body: Any) -> Flaw:
+    found, expected = cpu.inspect(plan, body), reference.inspect(plan, body)
+    assert found.flaw is expected.flaw, f"found {found.flaw!r}, the definition says {expected.flaw!r}"
+    assert found.format == expected.format
     assert found.flaw or found.counts.tolist() == expected.counts.tolist()
     return found.flaw
 
 
-def use(group: Group, records: Any) -> None:
+def use(plan: Plan, body: Any) -> None:
     """Do with good records all that is done with them."""
-    fmt, n = group.format, group.count
-    positions, codes = unpack(fmt, records)
-    assert pack(fmt, positions, codes).tobytes() == records.tobytes(), "another encoding of the same update"
-    theta = np.random.default_rng(1).standard_normal((n, fmt.length)).astype(np.float32)
-    peers, clips = [records, good(np.random.default_rng(2), fmt, n), records], np.array([0.5, 1, 1 / 3], np.float32)
+    for group in plan.groups:
+        records = group.records(body)
+        assert pack(group.format, *unpack(group.format, records)).tobytes() == records.tobytes(), "another encoding"
+    random = np.random.default_rng(1)
+    theta = random.standard_normal(plan.elements).astype(np.float32)
+    bodies, clips = [body, good_body(random, plan), body], random.random((3, plan.parameters)).astype(np.float32)
     for contributors in (False, True):
-        same(fmt, "aggregate", theta, peers, clips, np.float32(0.3), contributors)
-    saved = same(fmt, "apply", theta, records, np.float32(0.7), np.float32(0.2))
-    same(fmt, "revert", theta, records, saved)
-    assert np.isclose(*(k.dot(fmt, theta, records, clips[0], clips[2]) for k in (cpu, reference)), rtol=1e-9)
-    assert cpu.shared(fmt, peers).tolist() == reference.shared(fmt, peers).tolist()
+        same(plan, "aggregate", theta, bodies, clips, np.float32(0.3), contributors)
+    saved = same(plan, "apply", theta, body, clips[0], np.float32(0.2))
+    same(plan, "revert", theta, body, saved)
+    assert np.isclose(*(k.dot(plan, theta, body, clips[0], np.float32(0.3)) for k in (cpu, reference)), rtol=1e-9)
+    assert cpu.shared(plan, bodies).tolist() == reference.shared(plan, bodies).tolist()
 
 
-def same(fmt: RecordFormat, name: str, theta: Any, *arguments: Any) -> Any:
+def same(plan: Plan, name: str, theta: Any, *arguments: Any) -> Any:
     """What the definition returns; the decoder must return the same and leave the same θ, to the bit."""
     found, expected = theta.copy(), theta.copy()
-    results = [getattr(cpu, name)(fmt, found, *arguments), getattr(reference, name)(fmt, expected, *arguments)]
+    results = [getattr(cpu, name)(plan, found, *arguments), getattr(reference, name)(plan, expected, *arguments)]
     for mine, theirs in ((found, expected), results):
         assert mine is theirs is None or np.array_equal(np.isnan(mine), np.isnan(theirs))
         assert mine is None or np.nan_to_num(mine).tobytes() == np.nan_to_num(theirs).tobytes(), f"{name} differs"
     return results[1]
+
+
+def good_body(random: np.random.Generator, plan: Plan) -> Any:
+    """Good records of a whole body."""
+    return np.concatenate([good(random, group.format, group.count).reshape(-1) for group in plan.groups])
 
 
 def good(random: np.random.Generator, fmt: RecordFormat, n: int) -> Any:
@@ -247,7 +295,7 @@ def good_input(random: np.random.Generator) -> bytes:
     if random.random() < 0.7:
         header[3:] %= 64
     scheme, layout, _ = read(header.tobytes())
-    return header.tobytes() + b"".join(good(random, g.format, g.count).tobytes() for g in groups(layout, scheme))
+    return header.tobytes() + good_body(random, plan_of(layout, scheme)).tobytes()
 
 
 def exchanged(random: np.random.Generator, data: bytes) -> bytes:
@@ -265,7 +313,7 @@ def exchanged(random: np.random.Generator, data: bytes) -> bytes:
 def filled(random: np.random.Generator, data: bytes) -> bytes:
     """All bits of the low bits, signs or level bits of the first record set, or none."""
     scheme, layout, _ = read(data)
-    fmt = groups(layout, scheme)[0].format
+    fmt = plan_of(layout, scheme).groups[0].format
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     section = int(random.integers(1, {1: 3, 2: 4, 32: 2}[fmt.value_bits]))
     start = 8 * (HEADER_BYTES + sum(fmt.sections[:section]))
@@ -276,7 +324,7 @@ def filled(random: np.random.Generator, data: bytes) -> bytes:
 def raised(data: bytes) -> bytes:
     """The last position of the first record made too large."""
     scheme, layout, _ = read(data)
-    fmt = groups(layout, scheme)[0].format
+    fmt = plan_of(layout, scheme).groups[0].format
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
     upper = bits[8 * HEADER_BYTES :][: fmt.upper_bits]
     upper[np.flatnonzero(upper)[-1]], upper[-1] = 0, 1

@@ -16,6 +16,7 @@ from protocol.sparseloco.aggregate import Trial, clip_factors, outer_step, share
 from protocol.sparseloco.compress import SparseUpdate, compress, decompress
 from protocol.sparseloco.kernels import reference as kernel
 from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.plan import Plan
 from protocol.sparseloco.records import LEVELS
 
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
@@ -194,7 +195,7 @@ def test_a_norm_does_not_depend_on_how_many_values_there_are_before_it_is_rounde
 
 
 def with_norms(*norms: float) -> SparseUpdate:
-    return SparseUpdate((), np.empty(0, np.uint8), norms)
+    return SparseUpdate(Plan(()), np.empty(0, np.uint8), norms)
 
 
 def test_a_norm_above_the_median_is_clipped_to_it_and_none_is_raised() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from protocol.errors import LayoutError, NotFinite, Reason, Rejected
 from protocol.run import SparseLoCo
-from protocol.sparseloco.compress import SparseUpdate, body_bytes, compress, decompress
+from protocol.sparseloco.compress import SparseUpdate, compress, decompress
 from protocol.sparseloco.kernels import reference as kernel
 from protocol.sparseloco.layout import Layout
+from protocol.sparseloco.plan import plan_of
 from protocol.sparseloco.records import LEVELS
 
 SCHEMES = [SparseLoCo(k=k, value_bits=bits) for k in (1, 64, 4096) for bits in (1, 2, 32)]
@@ -96,7 +97,7 @@ def test_every_parameter_sends_at_least_one_value_and_its_tail_apart(layout: Lay
 def test_the_size_of_a_body_follows_from_the_run_alone(layout: Layout) -> None:
     for scheme in SCHEMES:
         body = compress(layout, scheme, np.zeros(layout.size, np.float32), np.ones(layout.size, np.float32))
-        assert len(body) == body_bytes(layout, scheme)
+        assert len(body) == plan_of(layout, scheme).body_bytes
 
 
 @settings(max_examples=60)
@@ -201,7 +202,7 @@ def test_missing_and_trailing_bytes_are_refused(layout: Layout, make_body: Calla
 @given(st.data())
 def test_random_bodies_never_raise_anything_but_rejected(layout: Layout, data: st.DataObject) -> None:
     scheme = data.draw(st.sampled_from(SCHEMES[:6]))
-    size = body_bytes(layout, scheme)
+    size = plan_of(layout, scheme).body_bytes
     seed = data.draw(st.integers(0, 2**32 - 1))
     with pytest.raises(Rejected):
         decompress(layout, scheme, np.random.default_rng(seed).bytes(size))

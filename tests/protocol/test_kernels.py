@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -21,10 +22,14 @@ from protocol.run import SparseLoCo
 from protocol.sparseloco import kernels
 from protocol.sparseloco.aggregate import Trial, outer_step, shared_positions
 from protocol.sparseloco.compress import SparseUpdate, compress, decompress
+from protocol.sparseloco.kernels import bits as machine
 from protocol.sparseloco.kernels import cpu, reference
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.records import LEVELS, Codes, Flaw, RecordFormat, pack, parse, unpack
+from tests.protocol.one_format import OneFormat
 
+REFERENCE, CPU = OneFormat(reference), OneFormat(cpu)
+EXTRACT = numba.njit(lambda word, mask: machine.extract(word, mask))
 MODES = (1, 2, 32)
 EDGES = [1, 2, 7, 8, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 1023, 1024, 2048, 4095, 4096]
 lengths = st.one_of(st.sampled_from(EDGES), st.integers(1, 4096))
@@ -111,13 +116,13 @@ def test_encoding_writes_the_same_bytes_and_leaves_the_same_buffer(
     fmt: RecordFormat, n: int, kind: str, old: str, seed: int, beta: float
 ) -> None:
     delta, error = rows(n, fmt.length, kind, seed), rows(n, fmt.length, old, seed + 1)
-    good, buffer, records = encoded(reference, fmt, beta, error, delta)
-    found, left, written = encoded(cpu, fmt, beta, error, delta)
+    good, buffer, records = encoded(REFERENCE, fmt, beta, error, delta)
+    found, left, written = encoded(CPU, fmt, beta, error, delta)
     assert found == good
     if good:
         assert written.tobytes() == records.tobytes()
         assert left.tobytes() == buffer.tobytes()
-        assert reference.inspect(fmt, written).flaw is Flaw.NONE
+        assert REFERENCE.inspect(fmt, written).flaw is Flaw.NONE
 
 
 @quick
@@ -131,8 +136,8 @@ def test_encoding_writes_the_same_bytes_and_leaves_the_same_buffer(
 def test_any_few_values_are_encoded_alike(values: list[float], k: int, value_bits: int) -> None:
     delta = np.array([values], np.float32)
     fmt = RecordFormat.of_chunk(len(values), k, value_bits)
-    good, buffer, records = encoded(reference, fmt, 1.0, np.zeros_like(delta), delta)
-    found, left, written = encoded(cpu, fmt, 1.0, np.zeros_like(delta), delta)
+    good, buffer, records = encoded(REFERENCE, fmt, 1.0, np.zeros_like(delta), delta)
+    found, left, written = encoded(CPU, fmt, 1.0, np.zeros_like(delta), delta)
     assert found == good == bool(np.isfinite(delta).all())
     if good:
         assert (written.tobytes(), left.tobytes()) == (records.tobytes(), buffer.tobytes())
@@ -148,8 +153,8 @@ def test_a_sum_that_is_not_finite_is_never_encoded(
     (error if in_error else delta).reshape(-1)[place] = bad
     if np.isfinite(bad):
         error.reshape(-1)[place] = delta.reshape(-1)[place] = bad  # only their sum is infinite
-    assert not encoded(reference, fmt, 1.0, error, delta)[0]
-    assert not encoded(cpu, fmt, 1.0, error, delta)[0]
+    assert not encoded(REFERENCE, fmt, 1.0, error, delta)[0]
+    assert not encoded(CPU, fmt, 1.0, error, delta)[0]
 
 
 @quick
@@ -160,7 +165,7 @@ def test_the_buffer_is_the_sum_less_what_was_sent_and_untouched_elsewhere(
     """One IEEE subtraction where something was sent: with NumPy's scalars, one element at a time."""
     delta, error = rows(1, fmt.length, kind, seed), rows(1, fmt.length, "normal", seed + 1)
     expected = np.float32(beta) * error + delta
-    good, left, records = encoded(cpu, fmt, beta, error, delta)
+    good, left, records = encoded(CPU, fmt, beta, error, delta)
     assert good
     positions, codes = unpack(fmt, records)
     for position, value in zip(positions[0], codes.values()[0], strict=True):
@@ -174,7 +179,7 @@ def test_of_equal_magnitudes_the_lowest_positions_are_sent(length: int, k: int, 
     """By a selection that sorts pairs and knows nothing of thresholds."""
     fmt = RecordFormat.of_chunk(length, k, 32)
     delta = rows(1, length, kind, seed)
-    _, _, records = encoded(cpu, fmt, 0.0, np.zeros_like(delta), delta)
+    _, _, records = encoded(CPU, fmt, 0.0, np.zeros_like(delta), delta)
     magnitudes = np.abs(delta[0]).tolist()
     expected = sorted(sorted(range(length), key=lambda i: (-magnitudes[i], i))[: fmt.k])
     assert unpack(fmt, records)[0][0].tolist() == expected
@@ -186,10 +191,10 @@ def test_what_is_encoded_is_accepted_even_where_a_mean_is_rounded_across_the_mid
     middle = LEVELS[1] / np.float32(2)
     delta = np.array([[2.7 * 2.0**-80, middle, middle]], np.float32)
     fmt = RecordFormat(3, 3, 2)
-    for kernel in (reference, cpu):
+    for kernel in (REFERENCE, CPU):
         good, _, records = encoded(kernel, fmt, 0.0, np.zeros_like(delta), delta)
         assert good
-        assert reference.inspect(fmt, records).flaw is Flaw.NONE
+        assert REFERENCE.inspect(fmt, records).flaw is Flaw.NONE
 
 
 # Checking
@@ -199,7 +204,7 @@ def test_what_is_encoded_is_accepted_even_where_a_mean_is_rounded_across_the_mid
 @given(formats, st.integers(1, 4), kinds, seeds)
 def test_good_records_pass_and_their_levels_are_counted_alike(fmt: RecordFormat, n: int, kind: str, seed: int) -> None:
     records = sent(fmt, n, kind, seed)
-    expected, found = reference.inspect(fmt, records), cpu.inspect(fmt, records)
+    expected, found = REFERENCE.inspect(fmt, records), CPU.inspect(fmt, records)
     assert expected.flaw is found.flaw is Flaw.NONE
     assert found.counts.tolist() == expected.counts.tolist()
     assert int(found.counts.sum()) == (n * fmt.k if fmt.value_bits < 32 else 0)
@@ -234,7 +239,7 @@ def spoilt(fmt: RecordFormat, seed: int, most_flips: int = 2000) -> np.ndarray:
 def flaws_alike(fmt: RecordFormat, records: np.ndarray) -> set[Flaw]:
     """Check each record alone, and those before it stay what they are; returns what was found."""
     expected = parse(fmt, records)[2]
-    found = np.array([cpu.inspect(fmt, record[None]).flaw for record in records], np.uint8)
+    found = np.array([CPU.inspect(fmt, record[None]).flaw for record in records], np.uint8)
     assert found.tolist() == expected.tolist()
     return {Flaw(int(flaw)) for flaw in expected}
 
@@ -273,7 +278,34 @@ def test_the_first_bad_record_of_a_run_decides(fmt: RecordFormat, seed: int, dat
     records = sent(fmt, 6, "normal", seed)
     for place in data.draw(st.lists(st.integers(0, 5), max_size=3)):
         records[place] = bad[data.draw(st.integers(0, len(bad) - 1))]
-    assert cpu.inspect(fmt, records).flaw is reference.inspect(fmt, records).flaw
+    assert CPU.inspect(fmt, records).flaw is REFERENCE.inspect(fmt, records).flaw
+
+
+@quick
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+@example(2**64 - 1, 2**64 - 1)
+@example(2**63, 2**63)
+def test_bits_are_put_side_by_side_alike_on_machines_that_have_no_operation_for_it(word: int, mask: int) -> None:
+    chosen = [word >> place & 1 for place in range(64) if mask >> place & 1]
+    expected = sum(bit << place for place, bit in enumerate(chosen))
+    arguments = np.uint64(word), np.uint64(mask)
+    assert int(machine.extract_bit_by_bit(*arguments)) == expected
+    assert int(EXTRACT(*arguments)) == expected
+
+
+@quick
+@given(
+    st.dictionaries(st.integers(0, 255), st.integers(0, 2**40), max_size=6),
+    st.dictionaries(st.integers(0, 255), st.integers(0, 2**40), max_size=6),
+)
+@example({255: 2**40}, {0: 2**40})
+@example({8: 1}, {8: 1, 255: 2**40})
+@example({248: 2**40 - 1, 7: 1}, {16: 2**40 - 1, 1: 3})
+def test_norms_are_rounded_as_in_the_definition(first: dict[int, int], second: dict[int, int]) -> None:
+    counts = np.zeros((2, 256), np.int64)
+    for row, codes in zip(counts, (first, second), strict=True):
+        row[list(codes)] = list(codes.values())
+    assert cpu.norms(counts) == reference.norms(counts)
 
 
 # Using
@@ -304,8 +336,8 @@ def test_aggregating_gives_the_same_parameters(
         scale = data.draw(factors)
     expected, found = theta.copy(), theta.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # raw values near the largest may overflow
-        reference.aggregate(fmt, expected, records, clips, scale, contributors)
-    cpu.aggregate(fmt, found, records, clips, scale, contributors)
+        REFERENCE.aggregate(fmt, expected, records, clips, scale, contributors)
+    CPU.aggregate(fmt, found, records, clips, scale, contributors)
     assert bits(found) == bits(expected)
 
 
@@ -317,12 +349,12 @@ def test_a_trial_is_applied_alike_and_reverted_to_the_bit(
     theta, records = rows(n, fmt.length, start, seed), sent(fmt, n, kind, seed)
     expected, found = theta.copy(), theta.copy()
     with np.errstate(over="ignore"):
-        originals = reference.apply(fmt, expected, records, clip, share)
-    saved = cpu.apply(fmt, found, records, clip, share)
+        originals = REFERENCE.apply(fmt, expected, records, clip, share)
+    saved = CPU.apply(fmt, found, records, clip, share)
     assert found.tobytes() == expected.tobytes()
     assert saved.tobytes() == originals.tobytes()
-    cpu.revert(fmt, found, records, saved)
-    reference.revert(fmt, expected, records, originals)
+    CPU.revert(fmt, found, records, saved)
+    REFERENCE.revert(fmt, expected, records, originals)
     assert found.tobytes() == expected.tobytes() == theta.tobytes()
 
 
@@ -334,8 +366,8 @@ def test_the_product_with_a_gradient_is_the_same_but_for_the_order_of_the_sum(
     gradient, records = rows(n, fmt.length, other, seed), sent(fmt, n, kind, seed)
     positions, codes = unpack(fmt, records)
     terms = np.take_along_axis(gradient, positions, axis=1).astype(np.float64) * (share * (clip * codes.values()))
-    found = cpu.dot(fmt, gradient, records, clip, share)
-    assert abs(found - reference.dot(fmt, gradient, records, clip, share)) <= 1e-12 * np.abs(terms).sum()
+    found = CPU.dot(fmt, gradient, records, clip, share)
+    assert abs(found - REFERENCE.dot(fmt, gradient, records, clip, share)) <= 1e-12 * np.abs(terms).sum()
     assert found == sum(terms.reshape(-1).tolist())  # here: exactly wire order
 
 
@@ -343,7 +375,7 @@ def test_the_product_with_a_gradient_is_the_same_but_for_the_order_of_the_sum(
 @given(formats, st.integers(1, 3), st.lists(kinds, min_size=1, max_size=5), seeds)
 def test_shared_positions_are_counted_alike(fmt: RecordFormat, n: int, each: list[str], seed: int) -> None:
     records = [sent(fmt, n, kind, seed + p // 2) for p, kind in enumerate(each)]
-    assert cpu.shared(fmt, records).tolist() == reference.shared(fmt, records).tolist()
+    assert CPU.shared(fmt, records).tolist() == REFERENCE.shared(fmt, records).tolist()
 
 
 # Bodies, threads and cuts

@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 import torch
 
-from protocol.sparseloco.kernels import Kernels, reference
+from protocol.sparseloco.kernels import reference
 from protocol.sparseloco.records import LEVELS, Codes, Flaw, RecordFormat, pack, parse
+from tests.protocol.one_format import OneFormat
 
-CASES: dict[str, Callable[[Kernels, str], None]] = {}
+REFERENCE = OneFormat(reference)
+CASES: dict[str, Callable[[OneFormat, str], None]] = {}
 FORMATS = [
     RecordFormat.of_chunk(length, k, value_bits)
     for length, k, value_bits in [
@@ -35,7 +37,7 @@ FORMATS = [
 ]
 
 
-def case(check: Callable[[Kernels, str], None]) -> Callable[[Kernels, str], None]:
+def case(check: Callable[[OneFormat, str], None]) -> Callable[[OneFormat, str], None]:
     CASES[check.__name__] = check
     return check
 
@@ -62,7 +64,7 @@ def records_of(fmt: RecordFormat, seed: int) -> np.ndarray:
     """Records that the reference makes of `elements`."""
     rows = elements(fmt, seed)
     records = np.empty((len(rows), fmt.size_bytes), np.uint8)
-    assert reference.encode(fmt, 1.0, rows, np.zeros_like(rows), records)
+    assert REFERENCE.encode(fmt, 1.0, rows, np.zeros_like(rows), records)
     return records
 
 
@@ -75,7 +77,7 @@ def on(device: str, rows: np.ndarray) -> torch.Tensor:
 
 
 @case
-def encode_makes_the_records_of_the_reference_and_leaves_its_rest(gpu: Kernels, device: str) -> None:
+def encode_makes_the_records_of_the_reference_and_leaves_its_rest(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         error, delta = elements(fmt, 1), elements(fmt, 2)
         error[[1, 2, 5]] = elements(fmt, 1)[[5, 1, 2]]
@@ -83,13 +85,13 @@ def encode_makes_the_records_of_the_reference_and_leaves_its_rest(gpu: Kernels, 
         mine, records = on(device, error), np.empty((len(error), fmt.size_bytes), np.uint8)
         expected = np.empty_like(records)
         assert gpu.encode(fmt, 0.95, mine, on(device, delta), records)
-        assert reference.encode(fmt, 0.95, error, delta, expected)
+        assert REFERENCE.encode(fmt, 0.95, error, delta, expected)
         assert records.tobytes() == expected.tobytes(), fmt
         assert same(mine, error), fmt
 
 
 @case
-def encode_selects_and_quantises_each_row_alone(gpu: Kernels, device: str) -> None:
+def encode_selects_and_quantises_each_row_alone(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         error = elements(fmt, 3)
         mine, records = on(device, error), np.empty((len(error), fmt.size_bytes), np.uint8)
@@ -99,7 +101,7 @@ def encode_selects_and_quantises_each_row_alone(gpu: Kernels, device: str) -> No
 
 
 @case
-def levels_round_as_in_the_reference(gpu: Kernels, device: str) -> None:
+def levels_round_as_in_the_reference(gpu: OneFormat, device: str) -> None:
     """One value a chunk: every level, every midpoint, and the numbers beside them."""
     fmt = RecordFormat.of_chunk(1, 1, 1)
     middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
@@ -108,12 +110,12 @@ def levels_round_as_in_the_reference(gpu: Kernels, device: str) -> None:
     values = np.abs(np.concatenate([edges[::3], beside[0][1::3], beside[1][2::3]])).astype(np.float32)[:, None]
     mine, expected = np.empty((2, len(values), fmt.size_bytes), np.uint8)
     assert gpu.encode(fmt, 0.0, on(device, values), on(device, values), mine)
-    assert reference.encode(fmt, 0.0, values.copy(), values, expected)
+    assert REFERENCE.encode(fmt, 0.0, values.copy(), values, expected)
     assert mine.tobytes() == expected.tobytes()
 
 
 @case
-def encode_refuses_sums_that_are_not_finite(gpu: Kernels, device: str) -> None:
+def encode_refuses_sums_that_are_not_finite(gpu: OneFormat, device: str) -> None:
     fmt = RecordFormat.of_chunk(300, 64, 2)
     for value in (np.nan, np.inf, -np.inf, np.float32(3e38)):
         error = elements(fmt, 1)
@@ -124,10 +126,10 @@ def encode_refuses_sums_that_are_not_finite(gpu: Kernels, device: str) -> None:
 
 
 @case
-def records_of_the_reference_are_good_and_their_levels_counted(gpu: Kernels, device: str) -> None:
+def records_of_the_reference_are_good_and_their_levels_counted(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         records = records_of(fmt, 4)
-        found, expected = gpu.inspect(fmt, records), reference.inspect(fmt, records)
+        found, expected = gpu.inspect(fmt, records), REFERENCE.inspect(fmt, records)
         assert found.flaw is Flaw.NONE, fmt
         assert found.counts.dtype == np.int64
         assert found.counts.tolist() == expected.counts.tolist(), fmt
@@ -161,24 +163,24 @@ def changed(fmt: RecordFormat, rng: np.random.Generator) -> np.ndarray:
 
 
 @case
-def flawed_records_have_the_flaw_that_the_reference_finds(gpu: Kernels, device: str) -> None:
+def flawed_records_have_the_flaw_that_the_reference_finds(gpu: OneFormat, device: str) -> None:
     seen = set()
     for number, fmt in enumerate(FORMATS):
         records = changed(fmt, np.random.default_rng(number))
         flaws = parse(fmt, records)[2]
         seen |= set(flaws.tolist())
-        found = gpu.inspect_on_device(fmt, torch.from_numpy(records).to(device))[0]
+        found = gpu.kernel.inspect_on_device(fmt, torch.from_numpy(records).to(device))[0]
         assert found.tolist() == flaws.tolist(), fmt
     assert seen == set(map(int, Flaw))
 
 
 @case
-def the_first_flawed_record_decides(gpu: Kernels, device: str) -> None:
+def the_first_flawed_record_decides(gpu: OneFormat, device: str) -> None:
     fmt = RecordFormat.of_chunk(104, 64, 2)
     records = records_of(fmt, 6)
     records[4, 0] ^= 1
     records[2, -2:] = [9, 8]
-    assert gpu.inspect(fmt, records).flaw is reference.inspect(fmt, records).flaw is Flaw.SWAPPED
+    assert gpu.inspect(fmt, records).flaw is REFERENCE.inspect(fmt, records).flaw is Flaw.SWAPPED
 
 
 def peers_of(fmt: RecordFormat) -> list[np.ndarray]:
@@ -197,45 +199,45 @@ def peers_of(fmt: RecordFormat) -> list[np.ndarray]:
 
 
 @case
-def aggregate_sums_in_order_to_the_bit(gpu: Kernels, device: str) -> None:
+def aggregate_sums_in_order_to_the_bit(gpu: OneFormat, device: str) -> None:
     clips = np.array([1, 1 / 3, 0.7, 2.0**-149], np.float32)
     for fmt in FORMATS:
         for contributors in (False, True):
             theta = elements(fmt, 10)
             mine = on(device, theta)
             gpu.aggregate(fmt, mine, peers_of(fmt), clips, np.float32(0.3), contributors)
-            reference.aggregate(fmt, theta, peers_of(fmt), clips, np.float32(0.3), contributors)
+            REFERENCE.aggregate(fmt, theta, peers_of(fmt), clips, np.float32(0.3), contributors)
             assert same(mine, theta), (fmt, contributors)
 
 
 @case
-def aggregate_starts_each_chunk_from_zero(gpu: Kernels, device: str) -> None:
+def aggregate_starts_each_chunk_from_zero(gpu: OneFormat, device: str) -> None:
     """Each program sums several chunks, one after the other, in the same memory."""
     fmt = RecordFormat.of_chunk(104, 512, 2)
     for contributors in (False, True):
         theta = elements(fmt, 13)
         mine = on(device, theta)
-        with mock.patch.object(gpu, "_AGGREGATE_ROWS", 2):
+        with mock.patch.object(gpu.kernel, "_AGGREGATE_ROWS", 2):
             gpu.aggregate(fmt, mine, peers_of(fmt), np.ones(4, np.float32), np.float32(0.3), contributors)
-        reference.aggregate(fmt, theta, peers_of(fmt), np.ones(4, np.float32), np.float32(0.3), contributors)
+        REFERENCE.aggregate(fmt, theta, peers_of(fmt), np.ones(4, np.float32), np.float32(0.3), contributors)
         assert same(mine, theta), contributors
 
 
 @case
-def apply_and_revert_are_those_of_the_reference(gpu: Kernels, device: str) -> None:
+def apply_and_revert_are_those_of_the_reference(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         for records in peers_of(fmt)[2:]:
             theta = elements(fmt, 11)
             mine, clip, share = on(device, theta), np.float32(1 / 3), np.float32(0.7)
             saved = gpu.apply(fmt, mine, records, clip, share)
-            assert same(saved, reference.apply(fmt, theta, records, clip, share)), fmt
+            assert same(saved, REFERENCE.apply(fmt, theta, records, clip, share)), fmt
             assert same(mine, theta), fmt
             gpu.revert(fmt, mine, records, saved)
             assert same(mine, elements(fmt, 11)), fmt
 
 
 @case
-def dot_is_that_of_the_reference_up_to_its_order(gpu: Kernels, device: str) -> None:
+def dot_is_that_of_the_reference_up_to_its_order(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         records, gradient = peers_of(fmt)[1], elements(fmt, 12)
         clip, share = np.float32(1 / 3), np.float32(0.7)
@@ -243,25 +245,25 @@ def dot_is_that_of_the_reference_up_to_its_order(gpu: Kernels, device: str) -> N
         met = np.take_along_axis(gradient, positions, axis=1).astype(np.float64)
         bound = np.abs(met * codes.values()).sum()  # of the sum of the products' magnitudes
         found = gpu.dot(fmt, on(device, gradient), records, clip, share)
-        assert abs(found - reference.dot(fmt, gradient, records, clip, share)) <= 1e-13 * bound, fmt
+        assert abs(found - REFERENCE.dot(fmt, gradient, records, clip, share)) <= 1e-13 * bound, fmt
 
 
 @case
-def shared_counts_common_positions_but_no_zeros(gpu: Kernels, device: str) -> None:
+def shared_counts_common_positions_but_no_zeros(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         peers = [records[[2, 5]] for records in peers_of(fmt)]
         found = gpu.shared(fmt, peers)
         assert found.dtype == np.int64
-        assert found.tolist() == reference.shared(fmt, peers).tolist(), fmt
+        assert found.tolist() == REFERENCE.shared(fmt, peers).tolist(), fmt
 
 
 @case
-def shared_counts_each_chunk_anew(gpu: Kernels, device: str) -> None:
+def shared_counts_each_chunk_anew(gpu: OneFormat, device: str) -> None:
     """Each program counts several chunks, one after the other, in the same memory, and looks at many peers."""
     fmt = RecordFormat.of_chunk(33, 512, 1)
     peers = [records for _ in range(5) for records in peers_of(fmt)]
-    with mock.patch.object(gpu, "_SHARED_ROWS", 2):
-        assert gpu.shared(fmt, peers).tolist() == reference.shared(fmt, peers).tolist()
+    with mock.patch.object(gpu.kernel, "_SHARED_ROWS", 2):
+        assert gpu.shared(fmt, peers).tolist() == REFERENCE.shared(fmt, peers).tolist()
 
 
 def main() -> None:
@@ -271,7 +273,7 @@ def main() -> None:
     outcomes = {}
     for name, check in CASES.items():
         try:
-            check(gpu, "cuda" if torch.cuda.is_available() else "cpu")
+            check(OneFormat(gpu), "cuda" if torch.cuda.is_available() else "cpu")
             outcomes[name] = ""
         except Exception:  # noqa: BLE001 - the test that asks for it reports it
             outcomes[name] = traceback.format_exc()

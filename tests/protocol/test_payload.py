@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from protocol.errors import Reason, Rejected
 from protocol.run import Run, SparseLoCo
-from protocol.sparseloco.compress import body_bytes, groups
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import (
     HEADER_BYTES,
@@ -26,6 +25,7 @@ from protocol.sparseloco.payload import (
     split,
     sync_proof,
 )
+from protocol.sparseloco.plan import plan_of
 
 Read = Callable[[bytes], Payload]
 
@@ -156,9 +156,9 @@ def test_shards_end_between_records_and_hold_everything(
 ) -> None:
     layout = Layout.from_shapes(shapes)
     sizes = shard_sizes(layout, run, limit)
-    assert sum(sizes) == HEADER_BYTES + body_bytes(layout, run.sparseloco)
+    assert sum(sizes) == HEADER_BYTES + plan_of(layout, run.sparseloco).body_bytes
     ends = {0}
-    for group in groups(layout, run.sparseloco):
+    for group in plan_of(layout, run.sparseloco).groups:
         ends |= {max(ends) + group.format.size_bytes * (i + 1) for i in range(group.count)}
     position = 0
     for number, size in enumerate(sizes):
@@ -166,7 +166,7 @@ def test_shards_end_between_records_and_hold_everything(
         position += body
         assert position in ends
         assert body > 0
-        longest = max(group.format.size_bytes for group in groups(layout, run.sparseloco))
+        longest = max(group.format.size_bytes for group in plan_of(layout, run.sparseloco).groups)
         assert body <= max(limit, longest)
         if number < len(sizes) - 1:
             following = min(end for end in ends if end > position)
@@ -182,7 +182,7 @@ def test_shards_of_a_huge_model_are_counted_without_making_it() -> None:
 
     sizes = shard_sizes(layout, Stub())  # type: ignore[arg-type]
     assert layout.size > 7e10
-    assert sum(sizes) == 192 + body_bytes(layout, run_of_72b)
+    assert sum(sizes) == 192 + plan_of(layout, run_of_72b).body_bytes
     assert len(sizes) == 22
     assert all(SHARD_BYTES - 82 < size <= SHARD_BYTES + 192 for size in sizes[:-1])
 

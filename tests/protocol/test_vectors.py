@@ -26,9 +26,10 @@ from protocol.ledger.state import leaf_digests, state_root
 from protocol.run import Run, run_from_table
 from protocol.sealing import Reveal, Seal
 from protocol.sparseloco.aggregate import clip_factors, outer_step
-from protocol.sparseloco.compress import compress, decompress, groups
+from protocol.sparseloco.compress import compress, decompress
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import read_payload, shard_sizes, sync_proof
+from protocol.sparseloco.plan import plan_of
 from protocol.sparseloco.records import LEVELS, RecordFormat, pack, unpack
 
 FOLDER = Path(__file__).parents[1] / "vectors"
@@ -103,7 +104,8 @@ def test_a_whole_payload_is_read_and_written_like_this(vector_run: Run) -> None:
     v = load("payload")
     layout = layout_of(v["shapes"])
     assert layout.digest == v["layout_digest"]
-    found = [[g.count, g.format.length, g.format.k, g.format.size_bytes] for g in groups(layout, vector_run.sparseloco)]
+    groups = plan_of(layout, vector_run.sparseloco).groups
+    found = [[g.count, g.format.length, g.format.k, g.format.size_bytes] for g in groups]
     assert found == v["record_bytes"]
     assert list(shard_sizes(layout, vector_run)) == v["shard_sizes"]
     data = bytes.fromhex(v["payload"])

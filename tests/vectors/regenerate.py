@@ -32,10 +32,11 @@ from protocol.ledger.state import leaf_digests, state_root  # noqa: E402
 from protocol.run import Run, run_from_table  # noqa: E402
 from protocol.sealing import Reveal, Seal, SealedShard  # noqa: E402
 from protocol.sparseloco.aggregate import clip_factors, outer_step  # noqa: E402
-from protocol.sparseloco.compress import compress, decompress, groups  # noqa: E402
+from protocol.sparseloco.compress import compress, decompress  # noqa: E402
 from protocol.sparseloco.kernels.reference import quantise  # noqa: E402
 from protocol.sparseloco.layout import Layout  # noqa: E402
 from protocol.sparseloco.payload import Header, shard_sizes, sync_proof  # noqa: E402
+from protocol.sparseloco.plan import plan_of  # noqa: E402
 from protocol.sparseloco.records import LEVELS, RecordFormat, pack  # noqa: E402
 
 TABLE: dict[str, Any] = {
@@ -178,7 +179,7 @@ def payload_vectors(run: Run, layout: Layout) -> dict[str, Any]:
         "shapes": SHAPES,
         "layout_digest": layout.digest,
         "record_bytes": [
-            [g.count, g.format.length, g.format.k, g.format.size_bytes] for g in groups(layout, run.sparseloco)
+            [g.count, g.format.length, g.format.k, g.format.size_bytes] for g in plan_of(layout, run.sparseloco).groups
         ],
         "shard_sizes": shard_sizes(layout, run),
         "theta": {"seed": 1, "exponent": -24},

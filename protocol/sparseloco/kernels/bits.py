@@ -1,19 +1,21 @@
 """Single machine operations that Python has no word for, as LLVM writes them for any little-endian machine; numba
 inlines them.
 
-Addresses are (contiguous array, index of an element); nothing here checks a bound. Whoever calls must know that the
-bytes are there.
+Places are (contiguous array, index of an element), or for records, which are read where their owner keeps them,
+(address, bytes from there); nothing here checks a bound. Whoever calls must know that the bytes are there.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+import numba
+import numpy as np
+from llvmlite import binding, ir
 from numba.core import types
 from numba.extending import intrinsic
 
-_I1, _I32, _I64 = (ir.IntType(bits) for bits in (1, 32, 64))
+_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _PREFETCH = [ir.Constant(_I32, value) for value in (0, 2, 1)]
 """To be read, into the second-level cache, data."""
 _LANES = ir.VectorType(_I64, 8)
@@ -31,14 +33,34 @@ def _splat(builder: Any, value: Any, lanes: Any = _LANES) -> Any:
 
 
 @intrinsic
-def load64(typing: Any, array: Any, index: Any) -> Any:
-    """The 8 bytes of a uint8 array from `index` on, as a little-endian uint64."""
+def load64(typing: Any, source: Any, at: Any) -> Any:
+    """The 8 bytes `at` bytes from the address `source` on, as a little-endian uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], _I64)
-        return builder.load(address, align=1)
+        return builder.load(builder.inttoptr(builder.add(*arguments), _I64.as_pointer()), align=1)
 
-    return types.uint64(array, types.intp), generate
+    return types.uint64(types.uint64, types.int64), generate
+
+
+@intrinsic
+def load8(typing: Any, source: Any, at: Any) -> Any:
+    """The byte `at` bytes from the address `source` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.inttoptr(builder.add(*arguments), _I8.as_pointer()))
+
+    return types.uint8(types.uint64, types.int64), generate
+
+
+@intrinsic
+def prefetch128(typing: Any, source: Any, at: Any) -> Any:
+    """Ask for the 128 bytes `at` bytes from the address `source` on, to be read soon. A hint: it never faults."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _prefetch(builder, builder.inttoptr(builder.add(*arguments), _I8.as_pointer()), 128)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64), generate
 
 
 @intrinsic
@@ -183,6 +205,16 @@ def trailing_zeros(typing: Any, word: Any) -> Any:
 
 
 @intrinsic
+def leading_zeros(typing: Any, word: Any) -> Any:
+    """Zeros above the highest one of a uint64 that is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.Constant(_I1, 1))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
 def ones(typing: Any, word: Any) -> Any:
     """How many bits of a uint64 are set."""
 
@@ -197,12 +229,79 @@ def prefetch256(typing: Any, array: Any, index: Any) -> Any:
     """Ask for the 64 elements of an fp32 array from `index` on, to be changed soon. A hint: it never faults."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        hint = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        address = _address(context, builder, signature.args[0], arguments[0], arguments[1], ir.IntType(8))
-        for line in range(0, 256, 64):
-            builder.call(hint, [builder.gep(address, [ir.Constant(_I64, line)]), *_PREFETCH])
+        _prefetch(builder, _address(context, builder, signature.args[0], arguments[0], arguments[1], _I8), 256)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+def _prefetch(builder: Any, address: Any, size_bytes: int) -> None:
+    pointer = _I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    hint = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    for line in range(0, size_bytes, 64):
+        builder.call(hint, [builder.gep(address, [ir.Constant(_I64, line)]), *_PREFETCH])
+
+
+@intrinsic
+def put_fields(typing: Any, target: Any, index: Any, word: Any, width: Any) -> Any:
+    """Eight uint8 from `index` of `target` on: the eight fields of `width` ≤ 8 bits of the uint64 `word`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, index, word, width = arguments
+        mask = builder.sub(builder.shl(ir.Constant(_I64, 1), width), ir.Constant(_I64, 1))
+        shifts = builder.mul(_splat(builder, width), ir.Constant(_LANES, list(range(8))))
+        fields = builder.and_(builder.lshr(_splat(builder, word), shifts), _splat(builder, mask))
+        lanes = ir.VectorType(_I8, 8)
+        address = _address(context, builder, signature.args[0], target, index, lanes)
+        builder.store(builder.trunc(fields, lanes), address, align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.int64), generate
+
+
+@intrinsic
+def not_rising(typing: Any, array: Any, index: Any) -> Any:
+    """uint64: bit i is set if element `index` + i of a uint8 array is not smaller than the next one."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lanes, kind = ir.VectorType(_I8, 64), signature.args[0]
+        array, index = arguments
+        after = builder.add(index, ir.Constant(_I64, 1))
+        here, following = (
+            builder.load(_address(context, builder, kind, array, place, lanes), align=1) for place in (index, after)
+        )
+        return builder.bitcast(builder.icmp_unsigned(">=", here, following), _I64)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic
+def _extract_at_once(typing: Any, word: Any, mask: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_I64, [_I64, _I64])
+        return builder.call(builder.module.declare_intrinsic("llvm.x86.bmi.pext.64", (), kind), arguments)
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+def extract_bit_by_bit(word: Any, mask: Any) -> Any:
+    """The bits of `word` where `mask` has ones, side by side from the lowest; both uint64."""
+    found, place = np.uint64(0), np.uint64(0)
+    while mask:
+        lowest = mask & (~mask + np.uint64(1))
+        if word & lowest:
+            found |= np.uint64(1) << place
+        place += np.uint64(1)
+        mask ^= lowest
+    return found
+
+
+def _has_extract() -> bool:
+    """Whether the machine does it in one operation. The first Zens have the operation, and take a loop for it."""
+    cpu = binding.get_host_cpu_name()
+    return bool(binding.get_host_cpu_features().get("bmi2")) and cpu not in ("znver1", "znver2")
+
+
+extract = _extract_at_once if _has_extract() else numba.njit(inline="always")(extract_bit_by_bit)
+"""`extract_bit_by_bit`, as fast as the machine can."""

@@ -1,7 +1,7 @@
 """The kernels for the host's memory: each passes once over its chunks, which stay in the cache meanwhile.
 
 numba compiles them for the machine at hand, without fast-math: every fp32 operation is rounded on its own, as in
-`reference`. Runs are independent of each other, so the number of threads cannot change a bit. What each function
+`reference`. Chunks are independent of each other, so the number of threads cannot change a bit. What each function
 promises is said at `Kernels`.
 """
 
@@ -10,18 +10,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T, cpu_decode, cpu_encode
-from protocol.sparseloco.kernels.jit import Sizes
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection, cpu_decode, cpu_encode
+from protocol.sparseloco.kernels.jit import Row
+from protocol.sparseloco.kernels.reference import SQUARES
+from protocol.sparseloco.plan import Plan
 from protocol.sparseloco.records import Flaw, RecordFormat
 
 U64 = npt.NDArray[np.uint64]
+T = TypeVar("T")
+R = TypeVar("R")
 
 RUN_ELEMENTS = 1 << 20
+"""About how many elements one call works on: enough to be worth it, few enough to be spread over threads."""
+_INSPECTED_RUNS = 64
+"""So many times that are inspected in one call, which is little work for their elements."""
+_INSPECTED_SHARE = 32
+"""Inspecting one payload is about so much less work for its elements than encoding it."""
 _ELEMENTS_PER_THREAD = 1 << 21
 """A thread that does less takes about as long to wake as it works."""
 
@@ -65,80 +76,132 @@ def _cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) -> bool:
+def encode(plan: Plan, beta: float, error: F32, delta: F32, body: U8) -> bool:
     """Error feedback, exact top-k, level fit, packing and subtraction, chunk by chunk."""
-    # More columns give a tighter bound and cost more to search; at twice k some 1.4 k candidates are left.
-    columns = 128
-    while columns < 2 * fmt.k:
-        columns *= 2
-    if 2 * columns > fmt.length:
-        columns = 0
-    spare, k = fmt.length + 64, fmt.k
-    maxima, values = np.empty(columns + 64, np.int32), np.empty(spare, np.float32)
-    places = np.empty(fmt.length, np.int64)
-    ordered, sums, explained = np.empty(k, np.float32), np.empty(k), np.empty(k)
-    words = np.empty(fmt.upper_bits // 64 + 1, np.uint64)
-    positions, codes = np.empty(k, np.uint64), np.empty(2, np.int64)
-    scratch = (maxima, values, places, positions, ordered, sums, explained, codes, words)
-    return bool(cpu_encode.encode(_sizes(fmt), np.float32(beta), error, delta, records, columns, scratch))
+    length, k = plan.longest, plan.largest_k
+
+    def work(table: I64) -> bool:
+        columns, spare = 2 * length + 64, length + 64
+        maxima, values = np.empty(columns, np.int32), np.empty(spare, np.float32)
+        places, positions = np.empty(length, np.int64), np.empty(k, np.uint64)
+        ordered, sums, explained = np.empty(k, np.float32), np.empty(k), np.empty(k)
+        codes, words = np.empty(2, np.int64), np.empty((length + k) // 64 + 2, np.uint64)
+        scratch = (maxima, values, places, ordered, sums, explained, codes, words, positions)
+        return bool(cpu_encode.encode(table, np.float32(beta), error, delta, body, scratch))
+
+    return all(each(work, plan.batches(RUN_ELEMENTS), plan.elements))
 
 
-def inspect(fmt: RecordFormat, records: U8) -> Inspection:
+def inspect(plan: Plan, body: U8) -> Inspection:
     """The first flaw, and how often each level is used."""
-    counts = np.zeros(256, np.int64)
-    flaw = cpu_decode.inspect(_sizes(fmt), _side_by_side([records]), len(records), counts, _scratch(fmt))
-    return Inspection(Flaw(flaw), counts)
+    sources = _sources(plan, [body])
+
+    def work(table: I64) -> tuple[int, int, I64]:
+        counts = np.zeros((table[-1, 0] - table[0, 0] + 1, 256), np.int64)
+        return *cpu_decode.inspect(table, *sources.addresses, counts, _scratch(plan)), counts
+
+    tables = plan.batches(_INSPECTED_RUNS * RUN_ELEMENTS)
+    found = each(work, tables, plan.elements // _INSPECTED_SHARE)
+    total = np.zeros((plan.parameters, 256), np.int64)
+    for table, (flaw, number, counts) in zip(tables, found, strict=True):
+        if flaw:
+            row = Row(*table[number].tolist())
+            return Inspection(Flaw(flaw), RecordFormat(row.length, row.k, row.value_bits), total)
+        total[table[0, 0] : table[-1, 0] + 1] += counts
+    return Inspection(Flaw.NONE, plan.groups[-1].format, total)
 
 
-def aggregate(
-    fmt: RecordFormat, theta: F32, records: Sequence[U8], clips: F32, scale: np.float32, contributors: bool
-) -> None:
+def norms(counts: I64) -> tuple[float, ...]:
+    """Exact sums in 128 bits."""
+    found = np.empty(len(counts), np.float64)
+    cpu_decode.norms(counts, SQUARES, found)
+    return tuple(found.tolist())
+
+
+def aggregate(plan: Plan, theta: F32, bodies: Sequence[U8], clips: F32, scale: np.float32, contributors: bool) -> None:
     """Sum up a chunk of all peers in the cache, then touch θ once."""
-    sums = np.empty((2, fmt.length), np.float32)
-    clips = np.ascontiguousarray(clips)
-    cpu_decode.aggregate(_sizes(fmt), theta, _side_by_side(records), clips, scale, contributors, _scratch(fmt), sums)
+    sources, clips = _sources(plan, bodies), np.ascontiguousarray(clips)
+
+    def work(table: I64) -> None:
+        sums = np.empty((2, plan.longest), np.float32)
+        cpu_decode.aggregate(table, theta, *sources.addresses, clips, scale, contributors, _scratch(plan), sums)
+
+    each(work, plan.batches(RUN_ELEMENTS), plan.elements)
 
 
-def apply(fmt: RecordFormat, theta: F32, records: U8, clip: np.float32, share: np.float32) -> F32:
+def apply(plan: Plan, theta: F32, body: U8, clips: F32, share: np.float32) -> F32:
     """Subtract in place; the originals are returned."""
-    saved = np.empty((len(theta), fmt.k), np.float32)
-    cpu_decode.apply(_sizes(fmt), theta, _side_by_side([records]), clip, share, saved, _scratch(fmt))
+    sources, clips = _sources(plan, [body]), np.ascontiguousarray(clips)
+    saved = np.empty(plan.values, np.float32)
+
+    def work(table: I64) -> None:
+        cpu_decode.apply(table, theta, *sources.addresses, clips, share, saved, _scratch(plan))
+
+    each(work, plan.batches(RUN_ELEMENTS), plan.elements)
     return saved
 
 
-def revert(fmt: RecordFormat, theta: F32, records: U8, saved: F32) -> None:
+def revert(plan: Plan, theta: F32, body: U8, saved: F32) -> None:
     """Originals back in place."""
-    cpu_decode.revert(_sizes(fmt), theta, _side_by_side([records]), saved, _scratch(fmt))
+    sources = _sources(plan, [body])
+
+    def work(table: I64) -> None:
+        cpu_decode.revert(table, theta, *sources.addresses, saved, _scratch(plan))
+
+    each(work, plan.batches(RUN_ELEMENTS), plan.elements)
 
 
-def dot(fmt: RecordFormat, gradient: F32, records: U8, clip: np.float32, share: np.float32) -> float:
-    """The inner product, summed in wire order."""
-    return float(cpu_decode.dot(_sizes(fmt), gradient, _side_by_side([records]), clip, share, _scratch(fmt)))
+def dot(plan: Plan, gradient: F32, body: U8, clips: F32, share: np.float32) -> float:
+    """The inner product, summed in wire order within each batch."""
+    sources, clips = _sources(plan, [body]), np.ascontiguousarray(clips)
+
+    def work(table: I64) -> float:
+        return float(cpu_decode.dot(table, gradient, *sources.addresses, clips, share, _scratch(plan)))
+
+    return sum(each(work, plan.batches(RUN_ELEMENTS), plan.elements))
 
 
-def shared(fmt: RecordFormat, records: Sequence[U8]) -> I64:
+def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
     """Common positions of every pair, by bitmaps of one chunk at a time."""
-    found = np.zeros((len(records), len(records)), np.int64)
-    maps = np.empty((len(records), (fmt.length + 63) // 64), np.uint64)
-    cpu_decode.shared(_sizes(fmt), _side_by_side(records), len(records[0]), found, _scratch(fmt), maps)
-    return found
+    sources = _sources(plan, bodies)
+
+    def work(table: I64) -> I64:
+        found = np.zeros((len(bodies), len(bodies)), np.int64)
+        maps = np.empty((len(bodies), (plan.longest + 63) // 64), np.uint64)
+        cpu_decode.shared(table, *sources.addresses, found, _scratch(plan), maps)
+        return found
+
+    total = np.zeros((len(bodies), len(bodies)), np.int64)
+    for found in each(work, plan.batches(RUN_ELEMENTS), plan.elements):
+        total += found
+    return total
 
 
-def _sizes(fmt: RecordFormat) -> Sizes:
-    return Sizes(fmt.length, fmt.k, fmt.low_width, fmt.upper_bits, fmt.value_bits, fmt.size_bytes)
+def _scratch(plan: Plan) -> tuple[I64, U64, F32, U8]:
+    """Room for what is read of one record; eight are written at a time, 64 read. Positions are unsigned, or each access
+    would first look whether it counts from the end."""
+    k = plan.largest_k
+    places, positions = np.empty(k + 8, np.int64), np.empty(k + 8, np.uint64)
+    return places, positions, np.empty(k + 8, np.float32), np.empty(k + 72, np.uint8)
 
 
-def _scratch(fmt: RecordFormat) -> tuple[I64, U64, F32]:
-    """Room for the places of ones, the positions and the values of a record; eight are written at a time. Positions
-    are unsigned, or each access would first look whether it counts from the end."""
-    return np.empty(fmt.k + 8, np.int64), np.empty(fmt.k + 8, np.uint64), np.empty(fmt.k + 8, np.float32)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sources:
+    """Where compiled code finds bodies: `addresses` are its arguments `bodies`, `ends` and `last`. Holds on to what is
+    there."""
+
+    addresses: tuple[U64, U64, int]
+    held: tuple[U8, ...]
 
 
-def _side_by_side(records: Sequence[U8]) -> U8:
-    """The records of all peers in one array, peer after peer, with slack behind them."""
-    size = records[0].size
-    whole = np.empty(len(records) * size + cpu_decode.SLACK_BYTES, np.uint8)
-    whole[-cpu_decode.SLACK_BYTES :] = 0
-    for number, peer in enumerate(records):
-        whole[number * size : (number + 1) * size] = peer.reshape(-1)
-    return whole
+def _sources(plan: Plan, bodies: Sequence[U8]) -> _Sources:
+    """The last records are copied to where slack follows them; all else is read where it lies."""
+    last = plan.end(cpu_decode.SLACK_BYTES)
+    size = plan.body_bytes - last
+    ends = np.zeros((len(bodies), size + cpu_decode.SLACK_BYTES), np.uint8)
+    for end, body in zip(ends, bodies, strict=True):
+        end[:size] = body[last:]
+    addresses = np.array([body.ctypes.data for body in bodies], np.uint64)
+    # From there byte `last` is the first of the copy. An address wraps round, as it does in the machine.
+    shifted = ends.ctypes.data - last + ends.shape[1] * np.arange(len(bodies))
+    return _Sources((addresses, shifted.astype(np.uint64), last), (*bodies, ends))

@@ -18,7 +18,7 @@ from protocol.sparseloco.kernels.bits import (
     take_fields,
     trailing_zeros,
 )
-from protocol.sparseloco.kernels.jit import INFINITY, kernel, lowest, part
+from protocol.sparseloco.kernels.jit import INFINITY, kernel, lowest, part, row_of
 from protocol.sparseloco.records import LEVELS, MIDPOINTS
 
 _BOUND_STEPS = 8
@@ -27,30 +27,51 @@ _SHELL_GAPS = (1750, 701, 301, 132, 57, 23, 10, 4, 1)
 
 
 @kernel
-def encode(fmt, beta, error, delta, records, columns, scratch):
-    """False if a sum is not finite. The largest magnitudes of `columns` ≥ 2 k columns of a chunk give a bound that at
-    least k elements reach, and only about 1.4 k do: the exact choice is made among those. 0 columns: among all."""
-    k, value_bits = fmt.k, fmt.value_bits
-    maxima, values, places, positions, ordered, sums, explained, codes, words = scratch
-    for j in range(len(error)):
-        chunk = error[j]
-        following = min(j + 1, len(error) - 1)
-        top = _accumulate(chunk, delta[j], beta, maxima, columns, delta[following])
+def encode(table, beta, error, delta, body, scratch):
+    """False if a sum is not finite. Each array of `scratch` has room for the largest chunk of the table."""
+    good = True
+    for number in range(len(table)):
+        good = good and _encode_group(row_of(table, number), beta, error, delta, body, scratch)
+    return good
+
+
+@part
+def _encode_group(row, beta, error, delta, body, scratch):
+    """The largest magnitudes of some columns of a chunk give a bound that at least k elements reach, and only about
+    1.4 k do: the exact choice is made among those."""
+    length, k, value_bits, columns = row.length, row.k, row.value_bits, _columns(row.length, row.k)
+    values, places, ordered, sums, explained, codes, words = scratch[1:8]
+    maxima, positions = scratch[0][: columns + 64], scratch[8][:k]
+    for j in range(row.chunks):
+        at, record = row.offset + j * length, body[row.start + j * row.size_bytes :]
+        following = min(at + length, len(error) - length)
+        chunk = error[at : at + length]
+        top = _accumulate(chunk, delta[at : at + length], beta, maxima, columns, delta[following : following + length])
         if top >= INFINITY:
             return False
         bound = _bound(maxima, columns, k, top) if columns else 0
-        count = _candidates(chunk, error[following], bound, values, places)
+        count = _candidates(chunk, error[following : following + length], bound, values, places)
         threshold = _kth_at_least(values, count, k, bound, top, 32)
         _choose(values, places, count, k, threshold, positions)
-        at = _write_positions(fmt, positions, words, records[j])
+        end = _write_positions(row, positions, words, record)
         for i in range(k):
             values[i] = chunk[positions[i]]
         if value_bits == 32:
-            _send_values(chunk, positions, values, records[j], at)
+            _send_values(chunk, positions, values, record, end)
         else:
             _fit(values, k, value_bits, ordered, sums, explained, codes)
-            _send_levels(value_bits, chunk, positions, values, codes, records[j], at)
+            _send_levels(value_bits, chunk, positions, values, codes, record, end)
     return True
+
+
+@part
+def _columns(length, k):
+    """How many columns to take the maxima of; 0 if the choice is made among all elements. More give a tighter bound
+    and cost more to search; at twice k some 1.4 k candidates are left."""
+    columns = 128
+    while columns < 2 * k:
+        columns *= 2
+    return 0 if 2 * columns > length else columns
 
 
 @part

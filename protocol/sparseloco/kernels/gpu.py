@@ -2,19 +2,19 @@
 
 Multiplication and addition are never fused, division is IEEE's, and no sum of floats depends on the order in which
 threads happen to run, so the bits are those of `reference`. What each function of `Kernels` promises is said there;
-its namesake with `_on_device` works on records that already lie on the GPU, uint8 [n, size_bytes] or
-[peers, n, size_bytes].
+its namesake with `_on_device` works on chunks of one format, fp32 [n, length], and on records that already lie on the
+GPU, uint8 [n, size_bytes] or [peers, n, size_bytes].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection, reference
 from protocol.sparseloco.kernels.gpu_decode import (
     aggregate_chunks,
     apply_chunks,
@@ -24,11 +24,12 @@ from protocol.sparseloco.kernels.gpu_decode import (
     shared_chunks,
 )
 from protocol.sparseloco.kernels.gpu_encode import encode_chunks
+from protocol.sparseloco.plan import Group, Plan
 from protocol.sparseloco.records import Flaw, RecordFormat
 
 Tensor = torch.Tensor
 
-RUN_ELEMENTS = 1 << 28
+PART_ELEMENTS = 1 << 28
 _AGGREGATE_ROWS = 2048
 """Programs of `aggregate`, each with 16 KiB of sums: about 16 on each of an H200's 132 processors, which wait for
 memory in turn, and few enough that the sums stay in its 50 MB of L2 cache."""
@@ -84,7 +85,7 @@ def _factors(device: torch.device, *factors: np.float32 | float) -> Tensor:
 
 
 def encode_on_device(fmt: RecordFormat, beta: float, error: Tensor, delta: Tensor, records: Tensor) -> Tensor:
-    """As `encode`; returns int8 [n]: 1 for each chunk whose sums are finite."""
+    """As `encode`, of one format; returns int8 [n]: 1 for each chunk whose sums are finite."""
     n, device = len(error), error.device
     lanes = max(8, _power_of_two(fmt.k))
     warps = min(16, max(4, lanes // 64))
@@ -177,49 +178,80 @@ def shared_on_device(fmt: RecordFormat, records: Tensor) -> Tensor:
     return counts
 
 
-def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
-    """One run after the other: each fills the GPU."""
-    return [work(run) for run in runs]
+def _parts(plan: Plan) -> Iterator[Group]:
+    """The groups in parts that each fill the GPU and leave room on it."""
+    return (part for group in plan.groups for part in group.cut(PART_ELEMENTS))
 
 
-def encode(fmt: RecordFormat, beta: float, error: Tensor, delta: Tensor, records: U8) -> bool:
+def encode(plan: Plan, beta: float, error: Tensor, delta: Tensor, body: U8) -> bool:
     """Records of top-k(β·e + Δ), and e = β·e + Δ − ŝ."""
-    made = torch.empty(records.shape, dtype=torch.uint8, device=error.device)
-    finite = bool(encode_on_device(fmt, beta, error, delta, made).all())
-    torch.from_numpy(records).copy_(made)
+    finite = True
+    for part in _parts(plan):
+        made = torch.empty((part.count, part.format.size_bytes), dtype=torch.uint8, device=error.device)
+        good = encode_on_device(part.format, beta, part.chunks(error), part.chunks(delta), made)
+        finite &= bool(good.all())
+        torch.from_numpy(part.records(body)).copy_(made)
     return finite
 
 
-def inspect(fmt: RecordFormat, records: U8) -> Inspection:
+def inspect(plan: Plan, body: U8) -> Inspection:
     """The first flaw, and how often each level is used."""
-    flaws, counts = inspect_on_device(fmt, _upload([records], _device())[0])
-    wrong = flaws[flaws > 0]
-    return Inspection(Flaw(int(wrong[0])) if len(wrong) else Flaw.NONE, counts.cpu().numpy())
+    total = np.zeros((plan.parameters, 256), np.int64)
+    for part in _parts(plan):
+        flaws, counts = inspect_on_device(part.format, _upload([part.records(body)], _device())[0])
+        wrong = flaws[flaws > 0]
+        if len(wrong):
+            return Inspection(Flaw(int(wrong[0])), part.format, total)
+        total[part.parameter] += counts.cpu().numpy()
+    return Inspection(Flaw.NONE, plan.groups[-1].format, total)
+
+
+def norms(counts: I64) -> tuple[float, ...]:
+    """A few numbers for each parameter, which the host has anyway."""
+    return reference.norms(counts)
 
 
 def aggregate(
-    fmt: RecordFormat, theta: Tensor, records: Sequence[U8], clips: F32, scale: np.float32, contributors: bool
+    plan: Plan, theta: Tensor, bodies: Sequence[U8], clips: F32, scale: np.float32, contributors: bool
 ) -> None:
     """θ ← θ − scale · Σ_p clips[p]·ŝ_p."""
-    aggregate_on_device(fmt, theta, _upload(records, theta.device), clips, scale, contributors)
+    for part in _parts(plan):
+        records = _upload([part.records(body) for body in bodies], theta.device)
+        factors = clips[:, part.parameter]
+        aggregate_on_device(part.format, part.chunks(theta), records, factors, scale, contributors)
 
 
-def apply(fmt: RecordFormat, theta: Tensor, records: U8, clip: np.float32, share: np.float32) -> Tensor:
+def apply(plan: Plan, theta: Tensor, body: U8, clips: F32, share: np.float32) -> Tensor:
     """θ ← θ − share·(clip·ŝ); returns the originals."""
-    return apply_on_device(fmt, theta, _upload([records], theta.device)[0], clip, share)
+    saved = torch.empty(plan.values, dtype=torch.float32, device=theta.device)
+    for part in _parts(plan):
+        records = _upload([part.records(body)], theta.device)[0]
+        originals = apply_on_device(part.format, part.chunks(theta), records, clips[part.parameter], share)
+        part.sent(saved).copy_(originals)
+    return saved
 
 
-def revert(fmt: RecordFormat, theta: Tensor, records: U8, saved: Tensor) -> None:
+def revert(plan: Plan, theta: Tensor, body: U8, saved: Tensor) -> None:
     """Originals back in place."""
-    revert_on_device(fmt, theta, _upload([records], theta.device)[0], saved)
+    for part in _parts(plan):
+        records = _upload([part.records(body)], theta.device)[0]
+        revert_on_device(part.format, part.chunks(theta), records, part.sent(saved))
 
 
-def dot(fmt: RecordFormat, gradient: Tensor, records: U8, clip: np.float32, share: np.float32) -> float:
+def dot(plan: Plan, gradient: Tensor, body: U8, clips: F32, share: np.float32) -> float:
     """⟨gradient, share·(clip·ŝ)⟩ in binary64."""
-    return float(dot_on_device(fmt, gradient, _upload([records], gradient.device)[0], clip, share))
+    total = 0.0
+    for part in _parts(plan):
+        records = _upload([part.records(body)], gradient.device)[0]
+        total += float(dot_on_device(part.format, part.chunks(gradient), records, clips[part.parameter], share))
+    return total
 
 
-def shared(fmt: RecordFormat, records: Sequence[U8]) -> I64:
+def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
     """Common positions of every pair."""
-    counts: I64 = shared_on_device(fmt, _upload(records, _device())).cpu().numpy()
-    return counts
+    total = np.zeros((len(bodies), len(bodies)), np.int64)
+    for part in _parts(plan):
+        total += (
+            shared_on_device(part.format, _upload([part.records(body) for body in bodies], _device())).cpu().numpy()
+        )
+    return total

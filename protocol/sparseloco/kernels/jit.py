@@ -16,9 +16,14 @@ INFINITY = np.int32(0x7F800000)
 """Bits of fp32 infinity; those of NaN are above."""
 
 
-class Sizes(NamedTuple):
-    """A `RecordFormat` as compiled code takes it."""
+class Row(NamedTuple):
+    """A `Group` as compiled code takes it: a row of `Plan.batches`, in that order."""
 
+    parameter: int
+    offset: int
+    start: int
+    first: int
+    chunks: int
     length: int
     k: int
     low_width: int
@@ -59,3 +64,10 @@ def part(function: Callable[..., Any]) -> Any:
 def lowest(bits: Any) -> Any:
     """A uint64 with only its lowest `bits` ≥ 1 set; all of them from 64 on."""
     return ~np.uint64(0) >> np.uint64(64 - min(bits, 64))
+
+
+@part
+def row_of(table: Any, number: Any) -> Any:
+    """The `Row` with this number."""
+    r = table[number]
+    return Row(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10])

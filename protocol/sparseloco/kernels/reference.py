@@ -8,91 +8,109 @@ arithmetic. The other kernels must agree with this module to the bit. What each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection, R, T
-from protocol.sparseloco.records import LEVELS, MIDPOINTS, Codes, Flaw, RecordFormat, pack, parse, unpack
+from protocol.sparseloco.kernels import F32, I64, U8, Inspection
+from protocol.sparseloco.plan import Plan
+from protocol.sparseloco.records import LEVELS, MIDPOINTS, Codes, Flaw, pack, parse, unpack
 
-RUN_ELEMENTS = 1 << 20
-_SQUARES = np.tile(np.arange(8, 16) ** 2, (32, 1))
-_SQUARES[0, 0] = 0
+SQUARES = np.tile(np.arange(8, 16) ** 2, (32, 1))
+SQUARES[0, 0] = 0
 """Squares of the levels' mantissas, int64 [32, 8], in units of 4^(exponent − 30); code 0 is the value 0."""
 
 
-def each(work: Callable[[T], R], runs: Sequence[T], elements: int) -> list[R]:
-    """One run after the other."""
-    return [work(run) for run in runs]
-
-
-def encode(fmt: RecordFormat, beta: float, error: F32, delta: F32, records: U8) -> bool:
+def encode(plan: Plan, beta: float, error: F32, delta: F32, body: U8) -> bool:
     """Top-k of β·e + Δ, each product and sum rounded to fp32; what is not sent stays in `error`."""
     with np.errstate(over="ignore", invalid="ignore"):
         error[:] = np.float32(beta) * error + delta
     if not np.isfinite(error).all():
         return False
-    positions = select(error, fmt.k)
-    kept = np.take_along_axis(error, positions, axis=1)
-    codes = quantise(kept, fmt.value_bits)
-    np.put_along_axis(error, positions, kept - codes.values(), axis=1)
-    records[:] = pack(fmt, positions, codes)
+    for group in plan.groups:
+        chunks, k = group.chunks(error), group.format.k
+        positions = select(chunks, k)
+        kept = np.take_along_axis(chunks, positions, axis=1)
+        codes = quantise(kept, group.format.value_bits)
+        np.put_along_axis(chunks, positions, kept - codes.values(), axis=1)
+        group.records(body)[:] = pack(group.format, positions, codes)
     return True
 
 
-def inspect(fmt: RecordFormat, records: U8) -> Inspection:
+def inspect(plan: Plan, body: U8) -> Inspection:
     """The first flaw, and how often each level is used."""
-    _, codes, flaws = parse(fmt, records)
-    wrong = flaws[flaws > 0]
-    used = codes.used().reshape(-1) if fmt.value_bits < 32 else np.empty(0, np.uint8)
-    return Inspection(Flaw(int(wrong[0])) if len(wrong) else Flaw.NONE, np.bincount(used, minlength=256))
+    counts = np.zeros((plan.parameters, 256), np.int64)
+    for group in plan.groups:
+        _, codes, flaws = parse(group.format, group.records(body))
+        wrong = flaws[flaws > 0]
+        if len(wrong):
+            return Inspection(Flaw(int(wrong[0])), group.format, counts)
+        if group.format.value_bits < 32:
+            counts[group.parameter] += np.bincount(codes.used().reshape(-1), minlength=256)
+    return Inspection(Flaw.NONE, plan.groups[-1].format, counts)
 
 
-def aggregate(
-    fmt: RecordFormat, theta: F32, records: Sequence[U8], clips: F32, scale: np.float32, contributors: bool
-) -> None:
+def norms(counts: I64) -> tuple[float, ...]:
+    """Sums of squares in Python's integers."""
+    return tuple(norm_of_counts(row) for row in counts)
+
+
+def aggregate(plan: Plan, theta: F32, bodies: Sequence[U8], clips: F32, scale: np.float32, contributors: bool) -> None:
     """One product and one sum for each value, one product and one difference for each element, all rounded."""
-    total, senders = np.zeros_like(theta), np.zeros_like(theta)
-    rows = np.arange(len(theta))[:, None]
-    for peer, clip in zip(records, clips, strict=True):
-        positions, codes = unpack(fmt, peer)
-        total[rows, positions] += clip * codes.values()
-        senders[rows, positions] += np.float32(1)
-    if contributors:
-        total /= np.maximum(senders, np.float32(1))
-    theta -= scale * total
+    for group in plan.groups:
+        chunks = group.chunks(theta)
+        total, senders = np.zeros_like(chunks), np.zeros_like(chunks)
+        rows = np.arange(group.count)[:, None]
+        for body, clip in zip(bodies, clips[:, group.parameter], strict=True):
+            positions, codes = unpack(group.format, group.records(body))
+            total[rows, positions] += clip * codes.values()
+            senders[rows, positions] += np.float32(1)
+        if contributors:
+            total /= np.maximum(senders, np.float32(1))
+        chunks -= scale * total
 
 
-def apply(fmt: RecordFormat, theta: F32, records: U8, clip: np.float32, share: np.float32) -> F32:
+def apply(plan: Plan, theta: F32, body: U8, clips: F32, share: np.float32) -> F32:
     """Two products and one difference for each value, all rounded."""
-    positions, codes = unpack(fmt, records)
-    saved: F32 = np.take_along_axis(theta, positions, axis=1)
-    np.put_along_axis(theta, positions, saved - share * (clip * codes.values()), axis=1)
+    saved = np.empty(plan.values, np.float32)
+    for group in plan.groups:
+        chunks, originals = group.chunks(theta), group.sent(saved)
+        positions, codes = unpack(group.format, group.records(body))
+        originals[:] = np.take_along_axis(chunks, positions, axis=1)
+        step = share * (clips[group.parameter] * codes.values())
+        np.put_along_axis(chunks, positions, originals - step, axis=1)
     return saved
 
 
-def revert(fmt: RecordFormat, theta: F32, records: U8, saved: F32) -> None:
+def revert(plan: Plan, theta: F32, body: U8, saved: F32) -> None:
     """Originals back in place."""
-    positions, _ = unpack(fmt, records)
-    np.put_along_axis(theta, positions, saved, axis=1)
+    for group in plan.groups:
+        positions, _ = unpack(group.format, group.records(body))
+        np.put_along_axis(group.chunks(theta), positions, group.sent(saved), axis=1)
 
 
-def dot(fmt: RecordFormat, gradient: F32, records: U8, clip: np.float32, share: np.float32) -> float:
+def dot(plan: Plan, gradient: F32, body: U8, clips: F32, share: np.float32) -> float:
     """The inner product over the positions that were sent."""
-    positions, codes = unpack(fmt, records)
-    met = np.take_along_axis(gradient, positions, axis=1).astype(np.float64)
-    return float((met * (share * (clip * codes.values()))).sum())
+    total = 0.0
+    for group in plan.groups:
+        positions, codes = unpack(group.format, group.records(body))
+        met = np.take_along_axis(group.chunks(gradient), positions, axis=1).astype(np.float64)
+        total += float((met * (share * (clips[group.parameter] * codes.values()))).sum())
+    return total
 
 
-def shared(fmt: RecordFormat, records: Sequence[U8]) -> I64:
+def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
     """Common positions of every pair, counted chunk by chunk."""
-    sent = np.zeros((len(records), len(records[0]), fmt.length), bool)
-    for row, peer in zip(sent, records, strict=True):
-        positions, codes = unpack(fmt, peer)
-        np.put_along_axis(row, positions, codes.values() != 0, axis=1)
-    flat = sent.reshape(len(records), -1).astype(np.int64)
-    return flat @ flat.T
+    total = np.zeros((len(bodies), len(bodies)), np.int64)
+    for group in plan.groups:
+        sent = np.zeros((len(bodies), group.count, group.format.length), bool)
+        for row, body in zip(sent, bodies, strict=True):
+            positions, codes = unpack(group.format, group.records(body))
+            np.put_along_axis(row, positions, codes.values() != 0, axis=1)
+        flat = sent.reshape(len(bodies), -1).astype(np.int64)
+        total += flat @ flat.T
+    return total
 
 
 def select(chunks: F32, k: int) -> I64:
@@ -151,7 +169,7 @@ def _nearest(levels: npt.NDArray[np.float64]) -> U8:
 def norm_of_counts(counts: I64) -> float:
     """‖ŝ‖₂ of quantised values from how often each level code is used, int64 [256]. Exact up to two roundings: the
     sum of squares is an integer multiple of 2⁻⁶⁰, rounded once to binary64, then its square root."""
-    squares = counts.reshape(32, 8) * _SQUARES
+    squares = counts.reshape(32, 8) * SQUARES
     total = sum(part << 2 * exponent for exponent, part in enumerate(squares.sum(axis=1).tolist()) if part)
     return math.sqrt(total) * 2.0**-30
 
