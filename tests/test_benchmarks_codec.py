@@ -86,7 +86,7 @@ def _louder(case: cases.Case, pieces: tuple[Group, ...]) -> bytes:
 def _as_packed(piece: Group, update: SparseUpdate) -> torch_chain.Packed:
     """One piece of a protocol update as the chain would hold it if it had a bin for every value there is."""
     indices, values = update.entries()
-    inside = (indices >= piece.offset) & (indices < piece.end)
+    inside = (indices >= piece.offset) & (indices < piece.offset + piece.elements)
     shape = (piece.count, piece.format.k)
     positions = torch.from_numpy((indices[inside] - piece.offset) % piece.format.length).view(shape)
     table, codes = np.unique(values[inside], return_inverse=True)
