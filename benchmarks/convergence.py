@@ -1,6 +1,6 @@
 """How well the ways to train together learn from the same tokens, and what each peer sends for it.
 
-    python -m benchmarks.convergence [--json] [--results FILE] [--model demo|5m] [--draw FOLDER] [--no-run] [--quick]
+    python -m benchmarks.convergence [--json] [--results FILE] [--model NAME] [--draw FOLDER] [--no-run] [--quick]
 
 Four peers are trained in turn in one process on one thread. Within a model and a seed every row starts from the same
 parameters and reads the same sequences in the same order: step t of peer p is the same batch in all of them. Rows
@@ -141,8 +141,8 @@ ALL = _sparse("mean of all", average="all")
 MUON = replace(DEFAULT, name="Muon inside", muon_rate=3e-3)
 
 
-def plans() -> tuple[Plan, Plan]:
-    """What is run: the whole grid on the demo model, the main rows on a model of 5 M parameters."""
+def plans() -> tuple[Plan, ...]:
+    """What is run: the whole grid on the demo model, the main rows on a model of 5 M parameters, and long windows."""
     demo = preset_table("demo")["model"]
     larger = demo | {
         "hidden_size": 256,
@@ -181,6 +181,12 @@ def plans() -> tuple[Plan, Plan]:
         Plan(
             Scale("5m", larger, steps=300, batch_sequences=2, learning_rate=2e-3),
             deciding=(ADAMW, DILOCO, DEFAULT, ALL, K32, K128, ONE_BIT, MUON),
+            seeds=1,
+        ),
+        # Three times the budget: as many windows of 30 steps as the first plan has of 10.
+        Plan(
+            Scale("demo-long", demo, steps=1080, batch_sequences=4, learning_rate=3e-3, evaluate_every=180),
+            deciding=(ADAMW, DEFAULT, _sparse("H = 30", window_steps=30), _diloco(0.7, 30), _diloco(0.4, 30)),
             seeds=1,
         ),
     )
@@ -651,8 +657,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--results", type=Path, help="file that keeps every finished run")
-    parser.add_argument("--model", choices=("demo", "5m"), help="only this model")
-    parser.add_argument("--draw", type=Path, help="folder for convergence-demo.svg and convergence-5m.svg")
+    parser.add_argument("--model", choices=("demo", "5m", "demo-long"), help="only this plan")
+    parser.add_argument("--draw", type=Path, help="folder for a convergence-*.svg of each plan")
     parser.add_argument("--no-run", action="store_true", help="only show what the results file holds")
     parser.add_argument("--quick", action="store_true", help="a budget of seconds, to see that everything runs")
     options = parser.parse_args()

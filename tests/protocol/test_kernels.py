@@ -301,6 +301,7 @@ def test_bits_are_put_side_by_side_alike_on_machines_that_have_no_operation_for_
 @example({255: 2**40}, {0: 2**40})
 @example({8: 1}, {8: 1, 255: 2**40})
 @example({248: 2**40 - 1, 7: 1}, {16: 2**40 - 1, 1: 3})
+@example({248: 2**20 + 1, 112: 2, 1: 1}, {})  # half way between two binary64, but for a bit far below
 def test_norms_are_rounded_as_in_the_definition(first: dict[int, int], second: dict[int, int]) -> None:
     counts = np.zeros((2, 256), np.int64)
     for row, codes in zip(counts, (first, second), strict=True):

@@ -19,6 +19,14 @@ def test_defaults_are_part_of_the_digest_whether_they_are_written_or_not(make_ru
     assert make_run().digest() == make_run(sparseloco__k=64, time__reveal_blocks=4, weights__rule="tiers").digest()
 
 
+def test_a_copy_with_other_constants_has_a_digest_of_its_own(run: Run) -> None:
+    before = run.digest(), run.digest_bytes
+    copied = run.model_copy(update={"name": "other"})
+    assert copied.digest() == Run.parse(copied.canonical()).digest() != before[0]
+    assert copied.digest_bytes.hex() == copied.digest()
+    assert (run.digest(), run.digest_bytes) == before
+
+
 def test_every_constant_changes_the_digest(make_run: Callable[..., Run], run: Run) -> None:
     changes: list[dict[str, Any]] = [
         {"name": "tiny-2"},
