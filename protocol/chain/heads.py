@@ -31,20 +31,22 @@ class Heads:
         self._newest: Block | None = None
         self._heard = -math.inf
         self._follower: asyncio.Task[None] | None = None
+        self._asking = asyncio.Lock()
         self._kept: dict[int, Block] = {}
         self._final = -1
 
     async def newest(self) -> Block:
         """The head of the node's best chain. From the first call on the stream is followed."""
         self._link.raise_if_closed()
-        silent = asyncio.get_running_loop().time() - self._heard > _SILENT_BLOCKS * self.block_seconds
-        following = self._follower is not None and not self._follower.done()
-        if self._newest is None or silent or not following:
-            self._take(await self._read(await self._link.read(lambda node: node.block_number())))
-        if not following:
-            self._follower = asyncio.create_task(self._follow(), name="new heads")
-        assert self._newest is not None
-        return self._newest
+        async with self._asking:
+            silent = asyncio.get_running_loop().time() - self._heard > _SILENT_BLOCKS * self.block_seconds
+            following = self._follower is not None and not self._follower.done()
+            if self._newest is None or silent or not following:
+                self._take(await self._read(await self._link.read(lambda node: node.block_number())))
+            if not following:
+                self._follower = asyncio.create_task(self._follow(), name="new heads")
+            assert self._newest is not None
+            return self._newest
 
     def doubt(self) -> None:
         """Let the next question for the head go to the node, as after a write, which that must see."""

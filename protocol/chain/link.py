@@ -88,7 +88,7 @@ class Link:
         )
         # Providers put access keys into user, path and query: errors and logs name only the host.
         where = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
-        return cls(substrate, where if where.startswith(network) else f"{where} ({network})", patience)
+        return cls(substrate, where if endpoint == network else f"{where} ({network})", patience)
 
     async def open(self) -> None:
         """Connect; raises `ChainUnreachable` when nobody answers. Once: a connection that is lost comes back."""

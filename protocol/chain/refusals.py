@@ -65,11 +65,7 @@ REFUSALS: Mapping[str, _Refusal] = {
     "RegistrationNotPermittedOnRootSubnet": (NoSubnet, "netuid 0 is no training subnet; correct the netuid"),
     # commitments
     "AccountNotAllowedCommit": (NotRegistered, _NOT_HERE),
-    "SpaceLimitExceeded": (
-        RateLimited,
-        "the hotkey has used up what it may commit in this epoch; try again in the next",
-    ),
-    "CommitmentSetRateLimitExceeded": (RateLimited, "the hotkey committed some blocks ago; try again in 100 blocks"),
+    "SpaceLimitExceeded": (RateLimited, "the hotkey has committed as much as it may in this epoch"),
     "TooManyFieldsInCommitmentInfo": (CommitmentTooLong, "the commitment has too many fields; shorten it"),
     # weights
     "HotKeyNotRegisteredInSubNet": (NotRegistered, _NOT_HERE),

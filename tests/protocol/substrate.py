@@ -45,7 +45,6 @@ LOST_SUBSCRIPTION = (
 LOST_REQUEST = "RPC request failed after exhausting endpoint retries: no close frame received or sent"
 
 _DOCS = {info.name: info.docs for info in ERRORS.values()}
-_OLD_NAMES = {"CommitmentSetRateLimitExceeded"}
 _POOL_NAMES = {"BadProof", "Stale", "Future", "Payment", "Dropped", "Usurped", "Retracted"}
 
 _PARAMETERS = {
@@ -236,6 +235,13 @@ class FakeSubtensor:
     def endow(self, coldkey: str, tao: float) -> None:
         """Give TAO to a coldkey."""
         self._change(lambda state: state.balances.update({coldkey: int(tao * RAO)}))
+
+    def enrol(self, coldkey: str, hotkey: str) -> None:
+        """Register a hotkey in the head."""
+        self.state = copy.deepcopy(self.state)
+        self._register(coldkey, hotkey)
+        self._seal_block(again=True)
+        self._wake()
 
     def grant(self, hotkey: str, stake: float, permit: bool = True) -> None:
         """Give stake to a registered hotkey, and the permit that the next epoch would give."""
@@ -716,6 +722,6 @@ class FakeSubtensor:
 
 def _failed(name: str, **where: Any) -> ExtrinsicResult:
     """A failed result as `RpcSubstrate` makes it: the docs of the error and its name."""
-    assert name in _DOCS or name in _OLD_NAMES or name in _POOL_NAMES, f"the SDK knows no error {name}"
+    assert name in _DOCS or name in _POOL_NAMES, f"the SDK knows no error {name}"
     text = _DOCS.get(name) or name
     return ExtrinsicResult(False, text, error=SdkError(text, name), **where)
