@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bittensor import Client, ExtrinsicResult, RpcConnectionError, RpcPolicyError, RpcSubstrate, Substrate
+from bittensor import (
+    Client,
+    ConnectionNotReady,
+    ExtrinsicResult,
+    RpcConnectionError,
+    RpcPolicyError,
+    RpcSubstrate,
+    Substrate,
+)
 from bittensor.result import BittensorError
 from bittensor.result import ChainError as SdkError
 from bittensor.settings import NETWORKS, default_archive_endpoints, default_fallback_endpoints
@@ -23,7 +31,7 @@ from protocol.errors import BadExtrinsic, ChainError, ChainUnreachable, Pruned, 
 
 T = TypeVar("T")
 
-LOST = (RpcConnectionError, SdkError, OSError)
+LOST = (RpcConnectionError, ConnectionNotReady, SdkError, OSError)
 """What a call over a broken connection raises. `TimeoutError` is an `OSError`; the SDK's `ChainError` is also what
 it makes of a node's own failures."""
 
@@ -149,7 +157,7 @@ class Link:
         except SdkError as error:
             # The SDK wraps whatever went wrong while it signed: then nothing was sent.
             raise (self._differs(error) if isinstance(error.__cause__, _MISMATCH) else refusal(error)) from error
-        except (RpcConnectionError, OSError) as error:
+        except LOST as error:
             raise self._silent(error) from error
         except BittensorError as error:
             raise BadExtrinsic(f"the call cannot be made: {shown(error)}") from error

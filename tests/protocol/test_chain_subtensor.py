@@ -260,12 +260,13 @@ def test_neurons_are_of_one_block_even_when_the_next_comes_while_they_are_read(o
         async def slow(*args: Any) -> Any:
             node.step()
             node.enrol(RICH.ss58_address, key(f"late {node.state.number}").ss58_address)
+            node._change(lambda state: state.registered_at.__setitem__(1, state.number))
             return await ask(*args)
 
         node.runtime_call = slow  # type: ignore[method-assign]
-        return len(await chain.neurons())
+        return [neuron.registered_at for neuron in await chain.neurons()]
 
-    assert play(fake(old=old), scenario) == 2
+    assert play(fake(old=old), scenario) == [0, 0]
 
 
 def test_many_who_ask_in_one_block_cost_one_request() -> None:
@@ -828,6 +829,19 @@ def test_another_callers_cancellation_inside_the_sdk_does_not_end_this_one() -> 
         return len(await chain.neurons())
 
     assert play(fake(), scenario) == 2
+
+
+def test_a_read_under_which_the_chain_is_closed_says_so() -> None:
+    async def scenario(chain: SubtensorChain, node: FakeSubtensor) -> Any:
+        await chain.head()
+        reading = asyncio.create_task(chain.block(3))
+        node.cut("block_hash")
+        await asyncio.sleep(0)
+        await chain.close()
+        with pytest.raises(ChainUnreachable, match="closed; connect again"):
+            await reading
+
+    play(fake(), scenario)
 
 
 def test_closing_ends_the_stream_and_may_be_done_twice() -> None:
