@@ -148,14 +148,15 @@ class Link:
         """Send one call, once, and return what the chain made of it.
 
         Raises `ChainUnreachable` when that is not known: the call may have taken effect or may still do so. Else
-        the `ChainError` of what refused it; `RuntimeDiffers` means that it was never sent."""
+        the `ChainError` of what refused it: `RuntimeDiffers` when the SDK could not make, sign or follow the call on
+        this chain."""
         self.raise_if_closed()
         try:
             result = await _within(self.patience.write_seconds, send(self._client))
         except RpcPolicyError as error:
             raise self._refused(error) from error
         except SdkError as error:
-            # The SDK wraps whatever went wrong while it signed: then nothing was sent.
+            # The SDK wraps whatever went wrong in its own code between signing a call and reading its block.
             raise (self._differs(error) if isinstance(error.__cause__, _MISMATCH) else refusal(error)) from error
         except LOST as error:
             raise self._silent(error) from error

@@ -708,18 +708,27 @@ def test_a_key_that_is_only_an_address_is_told_to_unlock() -> None:
     play(fake(), scenario)
 
 
-def test_a_call_that_cannot_be_signed_for_this_runtime_was_not_sent() -> None:
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("taken", [False, True], ids=["signing", "reading its block"])
+def test_a_call_over_which_the_sdk_stumbles_counts_if_the_chain_has_taken_it(name: str, taken: bool) -> None:
     async def scenario(chain: SubtensorChain, node: FakeSubtensor) -> Any:
-        async def submit(*args: Any, **kwargs: Any) -> Any:
+        submit = node.submit
+
+        async def stumbling(*args: Any, **kwargs: Any) -> Any:
             node.asked.append("submitted")
+            if taken:
+                await submit(*args, **kwargs)
             raise SdkError("no address type") from ValueError("no address type")  # as RpcSubstrate wraps it
 
-        node.submit = submit  # type: ignore[method-assign]
+        node.submit = stumbling  # type: ignore[method-assign]
+        if taken:
+            return await WRITES[name][0](chain, node)
         with pytest.raises(RuntimeDiffers, match="no address type"):
-            await chain.commit(MINER, b"x")
-        return node.asked.count("submitted")
+            await WRITES[name][0](chain, node)
+        # Once each way: as the intent, and as the raw call where there is one.
+        return node.asked.count("submitted") == (1 if name == "commit" else 2)
 
-    assert play(fake(), scenario) == 1
+    assert play(fake(), scenario)
 
 
 def test_every_name_that_is_translated_is_one_that_the_sdk_knows() -> None:
