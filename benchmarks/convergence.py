@@ -186,7 +186,14 @@ def plans() -> tuple[Plan, ...]:
         # Three times the budget: as many windows of 30 steps as the first plan has of 10.
         Plan(
             Scale("demo-long", demo, steps=1080, batch_sequences=4, learning_rate=3e-3, evaluate_every=180),
-            deciding=(ADAMW, DEFAULT, _sparse("H = 30", window_steps=30), _diloco(0.7, 30), _diloco(0.4, 30)),
+            deciding=(
+                ADAMW,
+                DEFAULT,
+                _sparse("H = 30", window_steps=30),
+                _sparse("H = 30, k = 128", window_steps=30, k=128),
+                _diloco(0.7, 30),
+                _diloco(0.4, 30),
+            ),
             seeds=1,
         ),
     )
