@@ -169,7 +169,8 @@ def missing() -> list[str]:
 
 def start(folder: Path, port: int | None = None, memory_bytes: int = 6 << 30) -> Radosgw:
     """Start a server whose files lie in `folder`, which must be empty or not there, on `port` of the loopback
-    interface or on a free one. Objects may take `memory_bytes` in all; each byte takes about two of memory when it comes.
+    interface or on a free one. It takes objects of `memory_bytes` in all; a byte takes two of memory, but only once it
+    is there.
 
     Raises `RadosgwError`, with the end of the log, when programs are missing, the port is taken or it does not serve in
     time. The processes end with the calling thread, so call it from one that lives as long as they shall.
