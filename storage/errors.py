@@ -27,6 +27,14 @@ class Unavailable(StorageError):
     """The store did not answer, or answered with an error that is not about the object."""
 
 
+class ForbiddenAddress(Unavailable):
+    """A host is not one of the public internet, where alone a peer may send this node; nothing was connected."""
+
+
+class BadCredentials(StorageError):
+    """An access key id or its secret is not one."""
+
+
 class BadLocation(StorageError):
     """A commitment does not say where a bucket is, in a form this node accepts."""
 
