@@ -53,14 +53,25 @@ def parameter_shapes(model: torch.nn.Module) -> tuple[tuple[str, tuple[int, ...]
     return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
 
 
+def imagined(config: Mapping[str, object]) -> torch.nn.Module:
+    """The model of `config` with shapes and no numbers: nothing is allocated. Raises `ConfigError`."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def vocabulary_size(model: torch.nn.Module) -> int:
+    """How many different tokens the model takes."""
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
 def model_layout(config: Mapping[str, object]) -> Layout:
     """The layout of the model of `config`, of which nothing is allocated. Raises `ConfigError`."""
-    return Layout.from_shapes(parameter_shapes(_imagined(config)))
+    return Layout.from_shapes(parameter_shapes(imagined(config)))
 
 
 def require_positions(config: Mapping[str, object], sequence_tokens: int) -> None:
     """Raise `ConfigError` when the model of `config` is too short for sequences of `sequence_tokens`."""
-    positions = getattr(_imagined(config).config, "max_position_embeddings", None)
+    positions = getattr(imagined(config).config, "max_position_embeddings", None)
     if positions is not None and positions < sequence_tokens:
         raise ConfigError(
             f"[model]: it has {positions} positions and dataset.sequence_tokens is {sequence_tokens}; "
@@ -181,11 +192,6 @@ def _parts(model: torch.nn.Module, flat: np.ndarray) -> Iterator[tuple[torch.nn.
     for parameter in model.parameters():
         yield parameter, whole[offset : offset + parameter.numel()].view(parameter.shape)
         offset += parameter.numel()
-
-
-def _imagined(config: Mapping[str, object]) -> torch.nn.Module:
-    with torch.device("meta"):
-        return build_model(config)
 
 
 def _build(config: Mapping[str, object]) -> torch.nn.Module:
