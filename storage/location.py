@@ -258,7 +258,7 @@ def _aws_host(region: str) -> str:
 
 
 def _pack(text: str) -> bytes:
-    """`text` as a number whose digits, from 1 on, are the places of its characters in the alphabet; big-endian. So 128
+    """`text` as a number whose digits, from 1 on, are the places of its characters in the alphabet; big-endian. So 126
     bytes hold 163 characters, and every text has one form."""
     number = 0
     for character in text:
