@@ -147,7 +147,8 @@ class Link:
         except RpcPolicyError as error:
             raise self._refused(error) from error
         except SdkError as error:
-            raise refusal(error) from error
+            # The SDK wraps whatever went wrong while it signed: then nothing was sent.
+            raise (self._differs(error) if isinstance(error.__cause__, _MISMATCH) else refusal(error)) from error
         except (RpcConnectionError, OSError) as error:
             raise self._silent(error) from error
         except BittensorError as error:

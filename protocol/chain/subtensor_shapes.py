@@ -76,6 +76,8 @@ def raw_commitment(record: Any) -> bytes | None:
         (entry,) = record["info"]["fields"]
         ((variant, value),) = entry.items()
         found = _RAW_FIELD.fullmatch(variant)
+        if value == []:  # how the SDK decodes no bytes
+            value = "0x"
         if found is None or not isinstance(value, str) or not value.startswith("0x"):
             return None
         data = bytes.fromhex(value[2:])

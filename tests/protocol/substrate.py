@@ -5,13 +5,12 @@ No real node can be reached where these tests run. Where each shape and rule is 
 - hashes, headers, storage misses, error texts: `bittensor/_substrate.py` and `bittensor/_transport/` (SDK 11.3.0),
   which make what the adapter gets out of a node's JSON: `interface.py` (block hashes as 0x text, header numbers as
   int), `errors.py` (discarded state), `rpc.py` (lost subscriptions), `_substrate.py` (results of calls);
-- a missing storage item is a `ValueError` (`StorageFunctionNotFound` in `_transport/codec.py`), a missing call a
-  `KeyError` (the SDK's Rust core: an item that is not in the runtime), a missing runtime API a `ValueError`
-  (`_transport/runtime_api.py`);
+- what the runtime lacks: a storage item is a `StorageFunctionNotFound`, a call and a runtime API (`runtime_api.py`) a
+  plain `ValueError`; texts as the codec gives them over the metadata in `tests/protocol/node.py`;
 - `get_metagraph`: the columns that `bittensor/metagraph.py` reads; `get_neurons_lite`: the struct `NeuronInfoLite` of
   subtensor and `bittensor/reads/neurons.py`;
 - `CommitmentOf`: decoded samples of `pallet_commitments::types::Registration` in the SDK's own shape corpus
-  (runtime 438): {"block", "deposit", "info": {"fields": [{"Raw72": "0x…"}]}};
+  (runtime 438): {"block", "deposit", "info": {"fields": [{"Raw72": "0x…"}]}}, no bytes being [];
 - rules and their order: subtensor's `pallets/commitments/src/lib.rs` (`set_commitment`), and
   `pallets/subtensor/src/subnets/weights.rs` (`internal_set_weights`, `internal_commit_timelocked_weights`) and
   `registration.rs` (`do_register`). The limit of registrations in one block is of older runtimes only.
@@ -376,7 +375,7 @@ class FakeSubtensor:
         await self._line("compose")
         module, function, params = call
         if (module, function) not in _CALLS or (self.old and (module, function) in _NOT_IN_OLD):
-            raise KeyError(f"call {module}.{function} not in runtime")
+            raise ValueError(f"call {module}.{function} not found")
         if params.keys() != _CALLS[module, function]:
             raise ValueError(f"{module}.{function} takes {_CALLS[module, function]}, not {sorted(params)}")
         if function == "set_commitment":
@@ -513,7 +512,9 @@ class FakeSubtensor:
         if used + required > self.rules.max_space:
             raise Refusal("SpaceLimitExceeded")
         state.used_space[hotkey] = (epoch, used + required)
-        decoded = [{variant: f"0x{bytes(data).hex()}" for variant, data in entry.items()} for entry in fields]
+        decoded = [
+            {variant: f"0x{bytes(data).hex()}" if data else [] for variant, data in entry.items()} for entry in fields
+        ]
         state.commitments[hotkey] = {"block": state.number, "deposit": 0, "info": {"fields": decoded}}
 
     def _set_weights(self, hotkey: str, uids: list[int], values: list[int], version_key: int) -> None:
@@ -593,7 +594,7 @@ class FakeSubtensor:
                 return list(state.permits)
             case "CommitmentOf":
                 if keys[1] in self.undecodable:
-                    raise ValueError("cannot decode scale_info::502: unexpected end of input")
+                    raise ValueError("unexpected end of SCALE data")
                 return copy.deepcopy(state.commitments.get(keys[1]))
             case "SubnetEpochConsensus":
                 return "Yuma"
@@ -672,7 +673,7 @@ class FakeSubtensor:
     def _check_item(self, module: str, item: str, keys: int) -> None:
         assert (module, item) in _PARAMETERS, f"this fake has no storage {module}.{item}"
         if self.old and (module, item) in _NOT_IN_OLD:
-            raise StorageFunctionNotFound(f"storage {module}.{item} not in runtime")
+            raise StorageFunctionNotFound(f"storage function {module}.{item} not found")
         if keys != _PARAMETERS[module, item]:
             raise ValueError(f"Storage function requires {_PARAMETERS[module, item]} parameters, {keys} given")
 

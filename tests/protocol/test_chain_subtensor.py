@@ -13,6 +13,7 @@ import pytest
 from bittensor import Client, ExtrinsicResult, RpcPolicyError
 from bittensor._generated.errors import ERRORS
 from bittensor.error_map import CUSTOM_TRANSACTION_ERRORS, DISPATCH_ERRORS
+from bittensor.result import ChainError as SdkError
 from bittensor_core import Keypair
 
 from protocol.chain.link import Patience
@@ -312,6 +313,7 @@ def record(*fields: Any) -> dict[str, Any]:
         record({"Raw1": "0xzz"}),
         record({"Raw1": 170}),
         record({"Raw1": None}),
+        record({"Raw1": []}),
         record({"Raw٣": "0xaabbcc"}),
         record({"Raw": "0x"}),
         record({"Raw01x": "0xaa"}),
@@ -509,7 +511,7 @@ def test_a_runtime_a_little_older_than_the_sdk_gets_sealed_weights_by_the_raw_ca
 
         def _check_item(self, module: str, item: str, keys: int) -> None:
             if item == "SubnetEpochConsensus":
-                raise ValueError(f"storage {module}.{item} not in runtime")
+                raise ValueError(f"storage function {module}.{item} not found")
             super()._check_item(module, item, keys)
 
     node = Between(Rules(commit_reveal=True))
@@ -703,6 +705,20 @@ def test_a_key_that_is_only_an_address_is_told_to_unlock() -> None:
                 await call
 
     play(fake(), scenario)
+
+
+def test_a_call_that_cannot_be_signed_for_this_runtime_was_not_sent() -> None:
+    async def scenario(chain: SubtensorChain, node: FakeSubtensor) -> Any:
+        async def submit(*args: Any, **kwargs: Any) -> Any:
+            node.asked.append("submitted")
+            raise SdkError("no address type") from ValueError("no address type")  # as RpcSubstrate wraps it
+
+        node.submit = submit  # type: ignore[method-assign]
+        with pytest.raises(RuntimeDiffers, match="no address type"):
+            await chain.commit(MINER, b"x")
+        return node.asked.count("submitted")
+
+    assert play(fake(), scenario) == 1
 
 
 def test_every_name_that_is_translated_is_one_that_the_sdk_knows() -> None:
