@@ -17,7 +17,7 @@ import re
 import socket
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from aiohappyeyeballs import AddrInfoType
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from storage.errors import ForbiddenAddress
@@ -81,8 +81,9 @@ _FORBIDDEN_6 = tuple(
 _TUNNEL_INTERFACES = (0x0000_5EFE, 0x0200_5EFE)
 """Upper half of an interface id that holds an IPv4 address (ISATAP, RFC 5214)."""
 
+# No punycode: nobody needs a bucket under a name that looks like another one.
 _LABEL = re.compile(r"(?!xn--)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_TOP_LABEL = re.compile(r"(?!xn--)[a-z][a-z0-9-]{0,61}[a-z0-9]")
+_TOP_LABEL = re.compile(r"(?!xn--)[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 """Begins with a letter: what ends in a number is read as an IPv4 address by many (`1.2.3.0x4`)."""
 
 _NAME_LIMIT_CHARACTERS = 253
@@ -99,25 +100,37 @@ def check_address(text: str) -> None:
         raise ForbiddenAddress(f"{text} is {reason}: only addresses of the public internet may be connected to")
 
 
+def is_host(text: str) -> bool:
+    """Whether `text` is a host in the one form that is accepted here: a lower-case ASCII name without a final dot,
+    whose last label begins with a letter, or a canonical IPv4 or IPv6 address (without brackets). It need not be
+    public."""
+    if _is_literal(text):
+        try:
+            address = _parsed(text)
+        except ForbiddenAddress:
+            return False
+        return address.compressed == text and (address.version == 4 or address.ipv4_mapped is None)
+    *others, top = text.split(".")
+    plain = all(map(_LABEL.fullmatch, others)) and _TOP_LABEL.fullmatch(top) is not None
+    return plain and len(text) <= _NAME_LIMIT_CHARACTERS
+
+
 def check_host(host: str, port: int) -> None:
-    """Raise `ForbiddenAddress` unless `host` may be named in a URL of a peer: a lower-case name of the public DNS
-    without the final dot, or an address (IPv6 without brackets), and a port that is 443 or from 1024 on.
+    """Raise `ForbiddenAddress` unless `host` may stand in a URL of a peer: a name of the public DNS or a public
+    address, in the form of `is_host`, and a port that is 443 or from 1024 on.
 
     A name that passes may still resolve to any address: `PublicResolver` and `public_socket` see to that.
     """
     # Below 1024 are the ports of mail, shells and name servers: nobody may be sent to knock there.
     if port != HTTPS_PORT and not _FIRST_FREE_PORT <= port <= _LAST_PORT:
         raise ForbiddenAddress(f"port {port} is not one for a bucket: use {HTTPS_PORT}, or one from {_FIRST_FREE_PORT}")
-    if ":" in host or host.replace(".", "").isdigit():
-        check_address(host)
-        return
-    labels = host.split(".")
-    if len(host) > _NAME_LIMIT_CHARACTERS or not all(map(_LABEL.fullmatch, labels)) or len(labels) < 2:
+    if not is_host(host):
         raise ForbiddenAddress(
-            f"{host[:_NAME_LIMIT_CHARACTERS]!r} is not a host name: write it in full, in lower-case ASCII, "
-            "without a final dot"
+            f"{host[:_NAME_LIMIT_CHARACTERS]!r} is not a host: write it in lower-case ASCII, without a final dot"
         )
-    if _INNER_NAMES.fullmatch(labels[-1]) or not _TOP_LABEL.fullmatch(labels[-1]):
+    if _is_literal(host):
+        check_address(host)
+    elif "." not in host or _INNER_NAMES.fullmatch(host.rpartition(".")[2]):
         raise ForbiddenAddress(f"{host!r} is not a name of the public internet")
 
 
@@ -152,6 +165,11 @@ def public_socket(info: AddrInfoType) -> socket.socket:
     except ForbiddenAddress as error:
         raise PermissionError(errno.EACCES, str(error)) from error
     return socket.socket(family, kind, protocol)
+
+
+def _is_literal(host: str) -> bool:
+    """Whether aiohttp takes `host` for an address and asks no resolver."""
+    return ":" in host or host.replace(".", "").isdigit()
 
 
 def _is_public(text: str) -> bool:
