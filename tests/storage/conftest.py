@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from storage.bucket import ObjectInfo
 from storage.directory import DirectoryBucket
 from storage.errors import Unavailable
+from tests.canary import Canary, listening
 
 
 class WatchedBucket:
@@ -60,3 +61,10 @@ class WatchedBucket:
 @pytest.fixture
 def bucket(tmp_path: Path) -> WatchedBucket:
     return WatchedBucket(tmp_path / "bucket")
+
+
+@pytest.fixture
+def canary() -> Iterator[Canary]:
+    """Sockets on loopback addresses that nobody may connect to: ask `visits` at the end."""
+    with listening() as canary:
+        yield canary
