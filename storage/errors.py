@@ -35,6 +35,14 @@ class ForbiddenAddress(Unavailable):
     """A host is not one of the public internet, where alone a peer may send this node; nothing was connected."""
 
 
+class WrongSize(StorageError):
+    """An object does not have the size that was known before it was asked for."""
+
+
+class DiskUnusable(StorageError):
+    """A file of this node's own cannot be written: its disk is full or read-only. No peer's fault."""
+
+
 class NotSupported(StorageError):
     """This kind of bucket cannot do what was asked of it, at no time and for nobody."""
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from typing import NoReturn
 
-from storage.bucket import ObjectInfo
+from storage.bucket import ObjectInfo, Writer
 from storage.errors import BadLocation, NotSupported
-from storage.objects import Objects, Writer
+from storage.objects import Objects
 from storage.signing import encode_path
 from storage.transfer import Request, Transport
 
@@ -42,7 +42,7 @@ class HttpsBucket:
         return await self._objects.get_range(key, start, length)
 
     async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """See `Objects.copy_range`."""
+        """See `Bucket.copy_range`."""
         await self._objects.copy_range(key, start, length, writer)
 
     async def head(self, key: str) -> ObjectInfo:

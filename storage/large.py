@@ -10,16 +10,14 @@ import asyncio
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 from blake3 import blake3
 
-from storage.bucket import ObjectInfo
-from storage.errors import StorageError, Unavailable
-from storage.objects import Writer
+from storage.bucket import Bucket
+from storage.errors import DiskUnusable, StorageError, WrongSize
 from storage.s3 import S3Bucket
 from storage.together import together
 
@@ -31,26 +29,16 @@ _BATCH_PIECES = 512
 """How many pieces one system call may write: Linux takes 1024."""
 
 
-class RangedBucket(Protocol):
-    """A bucket that can give a range bit by bit: `S3Bucket` and `HttpsBucket`."""
-
-    async def head(self, key: str) -> ObjectInfo:
-        """See `Bucket.head`."""
-
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """See `Objects.copy_range`."""
-
-
-async def download(bucket: RangedBucket, key: str, size_bytes: int, path: Path) -> str:
+async def download(bucket: Bucket, key: str, size_bytes: int, path: Path) -> str:
     """Store the object `key`, which must have `size_bytes` bytes, at `path`; returns its BLAKE3 in hexadecimal.
 
     Whatever was at `path` is replaced at the end. After an error or a cancellation it is as it was, and no half file
-    stays. Raises what the bucket raises, `StorageError` when the object has another size, and `Unavailable` when the
-    file cannot be written.
+    stays. Raises what the bucket raises, `WrongSize` when the object has another size, and `DiskUnusable` when the file
+    cannot be written.
     """
     info = await bucket.head(key)
     if info.size_bytes != size_bytes:
-        raise StorageError(f"{key} has {info.size_bytes} bytes, not the {size_bytes} that it should have")
+        raise WrongSize(f"{key} has {info.size_bytes} bytes, not the {size_bytes} that it should have")
     with _replaced(path) as descriptor:
         file = _File(descriptor)
         starts = iter(range(0, size_bytes, RANGE_BYTES))
@@ -180,9 +168,10 @@ def _replaced(path: Path) -> Iterator[int]:
             os.close(descriptor)
         os.replace(partial, path)
     except OSError as error:
-        raise Unavailable(f"cannot write {path}: {error.strerror}") from error
+        raise DiskUnusable(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, at: int, pieces: Sequence[bytes]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
-from storage.bucket import ObjectInfo, check_key
+from storage.bucket import ObjectInfo, Writer, check_key
 from storage.errors import AccessRefused, NotFound, StorageError, TooLarge, Unavailable
 from storage.transfer import Answer, Broken, Gathered, Request, Transport
 
@@ -24,14 +24,6 @@ _REFUSALS = {
     "AccessDenied": "this access key may not do that: use one that may, or change what it is allowed",
     "AuthorizationHeaderMalformed": "the region is another one: name the one that the bucket is in",
 }
-
-
-class Writer(Protocol):
-    """Where the bytes of an object go."""
-
-    async def write(self, at: int, piece: bytes) -> None:
-        """`piece` belongs `at` bytes after the beginning of what was asked for. After a failure that can be mended,
-        bytes that were written already may come once more."""
 
 
 class Memory:
@@ -145,8 +137,7 @@ class Objects:
         return memory.take()
 
     async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """Give exactly `length` bytes from `start` to `writer`, without holding them. Raises like `get_range`, and
-        what `writer` raises."""
+        """See `Bucket.copy_range`."""
         if start < 0 or length < 1:
             raise ValueError(f"a range needs start >= 0 and length >= 1, not {start} and {length}")
         await self._read(_Reading(key, writer, length, start, length))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable
 
-from storage.bucket import ObjectInfo, check_key, check_prefix
+from storage.bucket import ObjectInfo, Writer, check_key, check_prefix
 from storage.credentials import Credentials
 from storage.errors import AlreadyExists, NotFound, TooLarge, Unavailable
 from storage.multipart import PARTS_FROM_BYTES, MemorySource, Source, Uploads
-from storage.objects import Objects, Writer, refuse
+from storage.objects import Objects, refuse
 from storage.s3_answers import objects_of, parse
 from storage.s3_requests import S3Endpoint as S3Endpoint  # half of what is needed to make a bucket
 from storage.s3_requests import S3Requests
@@ -80,7 +80,7 @@ class S3Bucket:
         return await self._objects.get_range(key, start, length)
 
     async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """See `Objects.copy_range`."""
+        """See `Bucket.copy_range`."""
         await self._objects.copy_range(key, start, length, writer)
 
     async def head(self, key: str) -> ObjectInfo:
