@@ -217,14 +217,11 @@ def explain(
 
 
 def _read(folder: Path, charter: Charter, read: Callable[[Watcher], Awaitable[Read]]) -> Read:
-    from neurons.localnet import open_watcher
+    from neurons.localnet import watched
 
     async def run() -> Read:
-        watcher = open_watcher(folder.absolute(), charter)
-        try:
+        async with watched(folder.absolute(), charter) as watcher:
             return await read(watcher)
-        finally:
-            await watcher.chain.close()
 
     return asyncio.run(run())
 

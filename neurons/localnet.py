@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -43,6 +43,7 @@ from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import StorageError
 from storage.location import decode, open_bucket
+from storage.transfer import Reach, Transport
 
 _JOIN_SECONDS = 60.0
 """How long the chain waits for neurons that are still starting; one that hangs must not hold up the others."""
@@ -161,14 +162,20 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
         return asyncio.run(_run(context, folder, charter, dtype, windows, screen, console, began))
 
 
-def open_watcher(folder: Path, charter: Charter) -> Watcher:
-    """A reader of the network in `folder`: its chain and buckets, no wallet, no local state."""
+@asynccontextmanager
+async def watched(folder: Path, charter: Charter) -> AsyncIterator[Watcher]:
+    """A reader of the network in `folder` during the block: its chain and buckets, no wallet, no local state."""
     run = founded_run(folder, charter)
-    return _watcher(folder, run, LocalChain.open(Places(folder).chain))
+    chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
+    try:
+        yield _watcher(folder, run, chain, transport)
+    finally:
+        await transport.close()
+        await chain.close()
 
 
-def _watcher(folder: Path, run: Run, chain: LocalChain) -> Watcher:
-    return Watcher(run, chain, lambda data: open_bucket(decode(data), Places(folder).buckets))
+def _watcher(folder: Path, run: Run, chain: LocalChain, transport: Transport) -> Watcher:
+    return Watcher(run, chain, lambda data: open_bucket(decode(data), transport, Places(folder).buckets))
 
 
 def names(folder: Path, charter: Charter) -> dict[str, str]:
@@ -238,8 +245,8 @@ async def _run(
     console: Console,
     began: float,
 ) -> Outcome:
-    chain = LocalChain.open(Places(folder).chain)
-    watcher = _watcher(folder, founded_run(folder, charter), chain)
+    chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
+    watcher = _watcher(folder, founded_run(folder, charter), chain, transport)
     first = window_of((await chain.head()).number, watcher.run.time)
     target = None if windows is None else first + windows
     network = Network(folder, charter, chain, watcher, target, began)
@@ -257,6 +264,7 @@ async def _run(
         # Only now: nothing moves any more, so any later look at the folder gives the same numbers.
         view = await watcher.refresh()
     finally:
+        await transport.close()
         await chain.close()
     seconds, roots = time.time() - began, network.roots()
     if view.windows:

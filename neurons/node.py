@@ -18,6 +18,7 @@ from bittensor_core import Keypair
 from neurons.clock import tick
 from neurons.errors import NodeError
 from neurons.rounds import Exchange, Peer
+from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
@@ -78,7 +79,9 @@ class Node:
         self.hotkey = parts.hotkey.ss58_address
         self.model = build_model(self.run.model)
         self.layout = Layout.from_shapes(parameter_shapes(self.model))
-        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket)
+        spool = Spool(parts.folder / "sealed")
+        spool.clear()
+        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, spool)
         self.keys = self.exchange.keys
         self.uid = -1
         self.roots: dict[str, int] = {}

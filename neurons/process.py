@@ -28,6 +28,7 @@ from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import DatasetError
 from storage.location import LocalLocation, decode, encode, open_bucket
+from storage.transfer import Reach, Transport
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -58,16 +59,21 @@ async def _live(kind: type[Node], settings: NodeSettings, run: Run, hotkey: Keyp
         loop.add_signal_handler(number, task.cancel)
     try:
         await asyncio.to_thread(precompile)
-        parts = await open_parts(settings, run, hotkey)
+        # The built-in chain is of one machine: its neighbours' buckets may be on it.
+        transport = Transport(Reach.ANY)
         try:
-            await kind(parts).run_forever()
+            parts = await open_parts(settings, run, hotkey, transport)
+            try:
+                await kind(parts).run_forever()
+            finally:
+                await parts.chain.close()
         finally:
-            await parts.chain.close()
+            await transport.close()
     except asyncio.CancelledError:
         logging.getLogger(__name__).info("stopped")
 
 
-async def open_parts(settings: NodeSettings, run: Run, hotkey: Keypair) -> Parts:
+async def open_parts(settings: NodeSettings, run: Run, hotkey: Keypair, transport: Transport) -> Parts:
     """Open everything else that the settings name. Each thing that is missing is its own error."""
     chain = LocalChain.open(settings.chain_file)
     if settings.register_hotkey:
@@ -83,9 +89,9 @@ async def open_parts(settings: NodeSettings, run: Run, hotkey: Keypair) -> Parts
         chain=chain,
         dataset=dataset,
         hotkey=hotkey,
-        bucket=open_bucket(location, settings.buckets),
+        bucket=open_bucket(location, transport, settings.buckets),
         location=encode(location),
-        open_bucket=lambda commitment: open_bucket(decode(commitment), settings.buckets),
+        open_bucket=lambda commitment: open_bucket(decode(commitment), transport, settings.buckets),
         folder=settings.folder,
         dtype=_DTYPES[probe_dtype(run) if settings.dtype == "auto" else settings.dtype],
     )

@@ -27,7 +27,7 @@ from neurons import cli
 from neurons.folder import Charter, Member, Places, is_held, require_network
 from neurons.founding import Wishes, plan
 from neurons.leaderboard.view import PeerRow, View
-from neurons.localnet import Network, names, open_watcher
+from neurons.localnet import Network, names, watched
 from neurons.status import NodeStatus, read_status, write_status
 from protocol.window import deadlines
 
@@ -126,11 +126,8 @@ def judged(folder: Path) -> dict[str, PeerRow]:
     """The rows of the leaderboard by name."""
 
     async def read() -> View:
-        watcher = open_watcher(folder, charter)
-        try:
+        async with watched(folder, charter) as watcher:
             return await watcher.refresh()
-        finally:
-            await watcher.chain.close()
 
     charter = require_network(folder)
     called = names(folder, charter)
