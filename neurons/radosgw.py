@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.02
 _LOG_TAIL_LINES = 8
 
 # One copy of each object, and everything turned down that a cluster of hundreds of machines needs: so the first answer
-# comes after 1 s instead of 11, and the gateway has 120 threads instead of 600. Paths are relative to the folder.
+# comes after 1 s instead of 11, and the gateway has 100 threads instead of 600. Paths are relative to the folder.
 # Deleted objects above 4 MiB leave the memory a minute later: somebody may still be reading them.
 _CONFIGURATION = """\
 [global]
@@ -52,7 +52,6 @@ mon_host = [v2:127.0.0.1:{monitor_port}]
 public_addr = 127.0.0.1
 cluster_addr = 127.0.0.1
 ms_bind_msgr1 = false
-ms_async_op_threads = 1
 keyring = keyring
 chdir =
 admin_socket =
@@ -72,8 +71,6 @@ osd_pool_default_min_size = 1
 osd_pool_default_pg_num = 8
 osd_pool_default_pg_autoscale_mode = off
 osd_crush_chooseleaf_type = 0
-osd_op_num_shards = 2
-osd_op_num_threads_per_shard = 1
 rgw_data = gateway
 rgw_frontends = beast endpoint=127.0.0.1:{port}
 rgw_enable_apis = s3
@@ -172,7 +169,8 @@ def missing() -> list[str]:
 
 def start(folder: Path, port: int | None = None, memory_bytes: int = 6 << 30) -> Radosgw:
     """Start a server whose files lie in `folder`, which must be empty or not there, on `port` of the loopback
-    interface or on a free one. Objects may take `memory_bytes` in all; memory is taken as they come.
+    interface or on a free one. It takes objects of `memory_bytes` in all; a byte takes two of memory, but only once it
+    is there.
 
     Raises `RadosgwError`, with the end of the log, when programs are missing, the port is taken or it does not serve in
     time. The processes end with the calling thread, so call it from one that lives as long as they shall.
