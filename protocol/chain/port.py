@@ -28,8 +28,8 @@ class Block:
 class Neuron:
     """One slot of the subnet.
 
-    `stake` and `emission` are in TAO; `incentive` and `dividends` are shares in [0, 1] of the last epoch;
-    `last_update` and `registered_at` are block numbers.
+    `stake` and `emission` are in TAO, on Bittensor in the subnet's own token; `incentive` and `dividends` are shares in
+    [0, 1] of the last epoch; `last_update` and `registered_at` are block numbers.
     """
 
     uid: int
