@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from configparser import ConfigParser, Error
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from neurons.errors import ConfigError
-from storage.credentials import Credentials, Secret
+from storage.credentials import Credentials
 from storage.errors import StorageError
 from storage.location import HttpsLocation, Location, R2Location, S3Location, encode, open_bucket
+from storage.profiles import Profile
 from storage.s3 import S3Endpoint
 from storage.transfer import Reach, Transport
 
@@ -30,8 +29,6 @@ _AWS = re.compile(r"(?:(.+)\.)?s3[.-]([a-z0-9-]+)\.amazonaws\.com")
 _DEFAULT_REGION = "us-east-1"
 """What stores without regions take."""
 
-_OTHERS = 0o077
-
 
 @dataclass(frozen=True, slots=True)
 class OwnBucket:
@@ -42,45 +39,7 @@ class OwnBucket:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class Aws:
-    """What the variables and files that all S3 tools share say; empty where they say nothing."""
-
-    key_id: str = ""
-    secret: Secret | None = None
-    region: str = ""
-    endpoint_url: str = ""
-
-
-def read_aws(environment: Mapping[str, str], profile: str | None) -> Aws:
-    """The AWS_* variables, then a profile: the one asked for, which wins over keys in variables, else AWS_PROFILE or
-    the default one if it exists. Raises `ConfigError` for a profile that is not there, for files that others may
-    read, and for keys that expire."""
-    named = profile or environment.get("AWS_PROFILE")
-    found = _read_profile(environment, named)
-    keys = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-    given = {} if profile else {key: environment[key.upper()] for key in keys if environment.get(key.upper())}
-    if "aws_access_key_id" not in given:
-        given = found
-    if given.get("aws_session_token"):
-        raise ConfigError("the AWS key is a temporary one, with a session token, and expires: make an access key")
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    return Aws(
-        key_id=given.get("aws_access_key_id", ""),
-        secret=Secret(given["aws_secret_access_key"]) if given.get("aws_secret_access_key") else None,
-        region=region or found.get("region", ""),
-        endpoint_url=endpoint or found.get("endpoint_url", ""),
-    )
-
-
-def require_private(path: Path, what: str) -> None:
-    """Raise `ConfigError` when `path`, which holds `what`, may be read by other users of this machine."""
-    if path.stat().st_mode & _OTHERS:
-        raise ConfigError(f"{path} holds {what} and other users may read it: chmod 600 {path}")
-
-
-def endpoint_of(url: str, aws: Aws) -> S3Endpoint:
+def endpoint_of(url: str, aws: Profile) -> S3Endpoint:
     """The bucket that `url` names, in one of `BUCKET_FORMS`. Raises `ConfigError`."""
     try:
         parts = urlsplit(url)
@@ -139,29 +98,7 @@ def own_location(endpoint: S3Endpoint, read: Credentials | None, public_url: str
     return location
 
 
-def _read_profile(environment: Mapping[str, str], named: str | None) -> dict[str, str]:
-    home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
-    secrets = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials").expanduser()
-    common = Path(environment.get("AWS_CONFIG_FILE") or home / "config").expanduser()
-    name = named or "default"
-    found: dict[str, str] = {}
-    for path, section in ((common, name if name == "default" else f"profile {name}"), (secrets, name)):
-        parser = ConfigParser(interpolation=None, default_section="")
-        try:
-            parser.read(path)
-        except (Error, OSError, UnicodeDecodeError) as error:
-            # Not its text: the parser repeats the line.
-            raise ConfigError(f"{path} cannot be read as a file of AWS profiles ({type(error).__name__})") from None
-        if parser.has_section(section):
-            if parser.has_option(section, "aws_secret_access_key"):
-                require_private(path, "a write key")
-            found |= dict(parser.items(section))
-    if named and not found:
-        raise ConfigError(f"there is no AWS profile {named!r} in {common} or {secrets}: correct --aws-profile")
-    return found
-
-
-def _at_aws(bucket: str, prefix: str, options: Mapping[str, str], aws: Aws) -> S3Endpoint:
+def _at_aws(bucket: str, prefix: str, options: Mapping[str, str], aws: Profile) -> S3Endpoint:
     region = options.get("region") or aws.region
     if aws.endpoint_url:
         path_style = options.get("style", "path") == "path"
@@ -172,12 +109,12 @@ def _at_aws(bucket: str, prefix: str, options: Mapping[str, str], aws: Aws) -> S
     return S3Endpoint(f"https://s3.{region}.amazonaws.com", region, bucket, prefix, path_style="." in bucket)
 
 
-def _anywhere(base: str, path: str, options: Mapping[str, str], aws: Aws) -> S3Endpoint:
+def _anywhere(base: str, path: str, options: Mapping[str, str], aws: Profile) -> S3Endpoint:
     found = _AWS.fullmatch(base.partition("://")[2])
     bucket, prefix = path.partition("/")[::2]
     if found and found[1]:
-        return _at_aws(found[1], path, {"region": found[2]}, Aws())
+        return _at_aws(found[1], path, {"region": found[2]}, Profile())
     if found:
-        return _at_aws(bucket, prefix, {"region": found[2]}, Aws())
+        return _at_aws(bucket, prefix, {"region": found[2]}, Profile())
     region = options.get("region") or aws.region or _DEFAULT_REGION
     return S3Endpoint(base, region, bucket, prefix, path_style=options.get("style", "path") == "path")

@@ -18,9 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from neurons.errors import ConfigError
 from neurons.folder import BUILT_IN_CHAIN, Places
-from neurons.own_bucket import Aws, OwnBucket, check_readers, endpoint_of, own_location, read_aws, require_private
+from neurons.own_bucket import OwnBucket, check_readers, endpoint_of, own_location
 from storage.credentials import Credentials, Secret
 from storage.errors import BadCredentials
+from storage.profiles import Profile, profile_from, require_private
 
 ENVIRONMENT_PREFIX = "WINDROW_"
 
@@ -161,10 +162,10 @@ class _Trouble:
     problems: list[str] = field(default_factory=list)
 
     def unless(self, call: Callable[..., Result], *arguments: object) -> Result | None:
-        """What the call returns; None, and a problem more, when it raises `ConfigError`."""
+        """What the call returns; None, and a problem more, when it raises `ConfigError` or `BadCredentials`."""
         try:
             return call(*arguments)
-        except ConfigError as error:
+        except (ConfigError, BadCredentials) as error:
             self.problems.append(str(error))
             return None
 
@@ -266,7 +267,7 @@ def _own(trouble: _Trouble, given: Given, environment: Mapping[str, str], built_
                 "bucket not given: give --bucket, where this node keeps what it publishes, e.g. s3://NAME?region=REGION"
             )
         return None
-    aws = trouble.unless(read_aws, environment, given.aws_profile) or Aws()
+    aws = trouble.unless(profile_from, environment, given.aws_profile) or Profile()
     endpoint = trouble.unless(endpoint_of, given.bucket, aws)
     write = trouble.unless(_write_key, given, aws)
     before = len(trouble.problems)
@@ -279,10 +280,9 @@ def _own(trouble: _Trouble, given: Given, environment: Mapping[str, str], built_
     return OwnBucket(endpoint, write, location) if location else None
 
 
-def _write_key(given: Given, aws: Aws) -> Credentials:
+def _write_key(given: Given, aws: Profile) -> Credentials:
     names = "write_key_id and write_secret"
-    key = _key(given.write_key_id, given.write_secret, names)
-    key = key or _key(aws.key_id, aws.secret, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    key = _key(given.write_key_id, given.write_secret, names) or aws.credentials
     if key is None:
         raise ConfigError(
             "the key that may write the bucket is not given: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a "

@@ -291,8 +291,8 @@ def test_a_public_url_that_is_not_public_is_refused(url: str) -> None:
         (READ, "the key that may write the bucket is not given"),
         (WRITE, "others must be able to read the bucket"),
         (WRITE | {"WINDROW_READ_KEY_ID": "reader"}, "WINDROW_READ_KEY_ID and WINDROW_READ_SECRET belong together"),
-        ({"AWS_ACCESS_KEY_ID": "writer"} | READ, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together"),
-        (WRITE | READ | {"AWS_SESSION_TOKEN": "token"}, "expires: make an access key"),
+        ({"AWS_ACCESS_KEY_ID": "writer"} | READ, "half an access key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (WRITE | READ | {"AWS_SESSION_TOKEN": "token"}, "is temporary"),
         (WRITE | {"WINDROW_READ_KEY_ID": "writer", "WINDROW_READ_SECRET": "x"}, "the read key is the write key"),
         (WRITE | {"WINDROW_READ_KEY_ID": "x", "WINDROW_READ_SECRET": "written-secret"}, "the read key is the write"),
         (WRITE | {"WINDROW_READ_KEY_ID": "a b", "WINDROW_READ_SECRET": "x"}, "printable ASCII"),
@@ -337,13 +337,13 @@ def test_profiles_are_read_as_all_s3_tools_do(
 
 def test_a_profile_that_is_not_there_is_named(home: Path) -> None:
     sentence = remote_complaint(READ | {"HOME": str(home)}, aws_profile="third")
-    assert "there is no AWS profile 'third'" in sentence
+    assert "there is no AWS profile third" in sentence
 
 
 def test_a_file_of_profiles_that_is_none_is_named_without_its_text(home: Path) -> None:
     (home / ".aws" / "credentials").write_text("planted-secret\n")
     sentence = remote_complaint(READ | {"HOME": str(home)})
-    assert "cannot be read as a file of AWS profiles" in sentence
+    assert "is not a file of AWS profiles" in sentence
     assert "planted" not in sentence
 
 
