@@ -17,36 +17,50 @@ from storage.errors import BadCredentials
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
+_OTHERS = 0o077
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was found; region and endpoint are empty when they are nowhere given."""
+    """What was found. `credentials` is None where there is no access key; region and endpoint are empty when they are
+    nowhere given."""
 
-    credentials: Credentials
-    region: str
-    endpoint_url: str
+    credentials: Credentials | None = None
+    region: str = ""
+    endpoint_url: str = ""
 
 
-def credentials_from(environment: Mapping[str, str], profile: str | None = None) -> Profile:
-    """The access key that AWS's own tools would take: of `profile` if it is given, else the AWS_ variables, else of the
-    profile that AWS_PROFILE names or the one called default.
+def profile_from(environment: Mapping[str, str], name: str | None = None) -> Profile:
+    """What AWS's own tools would take: the profile `name` if it is given, else the AWS_ variables, else the profile
+    that AWS_PROFILE names or the one called default; region and endpoint from variables first.
 
-    Raises `BadCredentials` when there is none, or one that expires: a node runs for weeks.
+    Raises `BadCredentials` when a profile that is asked for is not there, for half a key, for one that expires, as a
+    node runs for weeks, and for a file with a key that other users may read.
     """
-    name = profile or environment.get("AWS_PROFILE") or "default"
-    found = _from_files(environment, name)
+    asked = name or environment.get("AWS_PROFILE")
+    found = _from_files(environment, asked or "default")
+    if asked and not found:
+        raise BadCredentials(f"there is no AWS profile {asked}: correct the name, or add it to ~/.aws/credentials")
     key_id, secret, token = (environment.get(variable, "") for variable in _KEYS)
-    if profile or not (key_id or secret):
+    if name or not (key_id or secret):
         key_id, secret, token = (found.get(variable.lower(), "") for variable in _KEYS)
-        where, remedy = f"the AWS profile {name}", "give it a long-lived access key, or set the AWS_ variables"
+        where, remedy = f"the AWS profile {asked or 'default'}", "give it a long-lived access key"
     else:
         where, remedy = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "set both, to a long-lived access key"
     if token:
         raise BadCredentials(f"the access key in {where} is temporary (it has a session token): {remedy}")
-    if not key_id or not secret:
-        raise BadCredentials(f"there is no access key in {where}: {remedy}")
+    if bool(key_id) != bool(secret):
+        raise BadCredentials(f"there is half an access key in {where}: {remedy}")
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or found.get("region", "")
     endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    return Profile(Credentials(key_id, Secret(secret)), region, endpoint or found.get("endpoint_url", ""))
+    credentials = Credentials(key_id, Secret(secret)) if key_id else None
+    return Profile(credentials, region, endpoint or found.get("endpoint_url", ""))
+
+
+def require_private(path: Path, what: str) -> None:
+    """Raise `BadCredentials` when other users of this machine may read `path`, which holds `what`."""
+    if path.stat().st_mode & _OTHERS:
+        raise BadCredentials(f"{path} holds {what} and other users may read it: chmod 600 {path}")
 
 
 def _from_files(environment: Mapping[str, str], name: str) -> dict[str, str]:
@@ -61,6 +75,8 @@ def _section(path: Path, name: str) -> dict[str, str]:
     parser = RawConfigParser(strict=False, default_section="")
     try:
         parser.read_string(path.read_text())
+        if any("aws_secret_access_key" in parser[section] for section in parser.sections()):
+            require_private(path, "an access key")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError):
