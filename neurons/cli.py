@@ -16,7 +16,7 @@ from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
 from neurons.flags import with_settings
-from neurons.folder import CHEATS, Charter, require_network
+from neurons.folder import CHEATS, Charter, Storage, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
     from neurons.explain import Explanation
@@ -142,6 +142,10 @@ def up(
     block_seconds: Annotated[
         float | None, typer.Option(min=0.05, help="Block time of a new network.", show_default="1")
     ] = None,
+    storage: Annotated[
+        Storage | None,
+        typer.Option(help="Buckets of a new network: folders, or an S3 server (radosgw).", show_default="directory"),
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live screen.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
@@ -151,7 +155,7 @@ def up(
 
     console = Console(stderr=as_json)
     kinds = None if cheats is None else tuple(kind.strip() for kind in cheats.split(",") if kind.strip())
-    wishes = Wishes(miners, validators, kinds, preset, block_seconds, text)
+    wishes = Wishes(miners, validators, kinds, preset, block_seconds, text, storage)
     outcome = run_up(folder.absolute(), wishes, windows, console, plain or not console.is_terminal)
     if as_json:
         print(json.dumps(outcome.table))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,14 @@ from bittensor.wallet import Wallet
 
 from neurons.draft import draft_of, read_constants
 from neurons.errors import ConfigError, FolderError
-from neurons.folder import CHEATS, Charter, Member, Places, bucket_name, write_charter
-from neurons.genesis import Say, cut_text, make_genesis, vocabulary_of, write_genesis
+from neurons.folder import CHEATS, Charter, Member, Places, Storage, bucket_name, write_charter
+from neurons.genesis import Genesis, Say, cut_text, make_genesis, vocabulary_of, write_genesis
+from neurons.store import member_bucket
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.run import Run
+from storage.bucket import Bucket
 from storage.directory import DirectoryBucket
+from storage.transfer import Reach, Transport
 
 _DEFAULT_MINERS, _DEFAULT_VALIDATORS, _DEFAULT_PRESET, _DEFAULT_BLOCK_SECONDS = 4, 1, "demo", 1.0
 _MOST_VALIDATORS = 8
@@ -34,7 +36,7 @@ _ADVICE = "leave that flag out to resume it, or choose another --dir for a new n
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the flags of `windrow up` say of the network; None where they say nothing. `preset` is the name of a
-    preset or a TOML file of constants, `text` a folder of text files."""
+    preset or a TOML file of constants, `text` a folder of text files, `storage` what buckets are."""
 
     miners: int | None = None
     validators: int | None = None
@@ -42,17 +44,20 @@ class Wishes:
     preset: str | None = None
     block_seconds: float | None = None
     text: Path | None = None
+    storage: Storage | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A network to be founded: name and role of each neuron in the order of their slots, the constants without what
-    text and model will tell, seconds per block, and the folder of text (the standard library when None)."""
+    text and model will tell, seconds per block, the folder of text (the standard library when None), and what buckets
+    are."""
 
     members: tuple[tuple[str, str], ...]
     table: dict[str, Any]
     block_seconds: float
     text: Path | None
+    storage: Storage
 
     @property
     def draft(self) -> Run:
@@ -85,7 +90,8 @@ def plan(wishes: Wishes) -> Plan:
         raise ConfigError(f"{len(members)} neurons do not fit the {slots} slots of this run; ask for fewer")
     vocabulary_of(draft)
     text = wishes.text.absolute() if wishes.text else None
-    return Plan(members, table, wishes.block_seconds or _DEFAULT_BLOCK_SECONDS, text)
+    block_seconds = wishes.block_seconds or _DEFAULT_BLOCK_SECONDS
+    return Plan(members, table, block_seconds, text, wishes.storage or "directory")
 
 
 def require_same(folder: Path, charter: Charter, run: Run, block_seconds: float, wishes: Wishes) -> None:
@@ -96,6 +102,7 @@ def require_same(folder: Path, charter: Charter, run: Run, block_seconds: float,
         "--validators": (wishes.validators, charter.count("validator")),
         "--cheats": (_listed(wishes.cheats), _listed(charter.cheats())),
         "--block-seconds": (wishes.block_seconds, block_seconds),
+        "--storage": (wishes.storage, charter.storage),
         "--text": (
             None if wishes.text is None else str(wishes.text.absolute()),
             charter.text or "the standard library",
@@ -123,7 +130,9 @@ def write_rest(say: Say, folder: Path, plan: Plan, dataset_digest: str) -> None:
 
 async def _write_rest(say: Say, folder: Path, plan: Plan, dataset_digest: str) -> None:
     say("initialising the model")
-    run = await _write_genesis(folder, plan.table, dataset_digest)
+    genesis = make_genesis(plan.table, dataset_digest)
+    run = genesis.run
+    Places(folder).run.write_text(genesis.text)
     say("making wallets and the chain")
     wallets = {name: _new_wallet(folder, name) for name, _ in plan.members}
     balances = {wallet.coldkey.ss58_address: 2 * _STAKE_TAO for wallet in wallets.values()}
@@ -131,29 +140,35 @@ async def _write_rest(say: Say, folder: Path, plan: Plan, dataset_digest: str) -
     try:
         chain.produce_block(time.time())
         for rank, (name, role) in enumerate(plan.members):
-            await _register(folder, chain, wallets[name], role, rank)
+            await _register(chain, wallets[name], role, rank)
     finally:
         await chain.close()
-    shutil.rmtree(folder / "genesis")
+    say("publishing the first state")
+    await _publish(folder, plan, wallets, genesis)
     members = tuple(Member(name=n, role=r, hotkey=wallets[n].hotkey.ss58_address) for n, r in plan.members)
     text = None if plan.text is None else str(plan.text)
-    write_charter(folder, Charter(run_digest=run.digest(), members=members, text=text))
+    write_charter(folder, Charter(run_digest=run.digest(), members=members, text=text, storage=plan.storage))
 
 
-async def _write_genesis(folder: Path, table: dict[str, Any], dataset_digest: str) -> Run:
-    genesis = make_genesis(table, dataset_digest)
-    Places(folder).run.write_text(genesis.text)
-    await write_genesis(DirectoryBucket(folder / "genesis"), genesis)
-    return genesis.run
+async def _publish(folder: Path, plan: Plan, wallets: dict[str, Wallet], genesis: Genesis) -> None:
+    """The first checkpoint, in the bucket of every validator."""
+    transport = Transport(Reach.ANY)
+    try:
+        for name in (name for name, role in plan.members if role == "validator"):
+            bucket: Bucket = DirectoryBucket(Places(folder).buckets / bucket_name(wallets[name].hotkey.ss58_address))
+            if plan.storage == "s3":
+                bucket = member_bucket(folder, name, transport)
+            await write_genesis(bucket, genesis)
+    finally:
+        await transport.close()
 
 
-async def _register(folder: Path, chain: LocalChain, wallet: Wallet, role: str, rank: int) -> None:
+async def _register(chain: LocalChain, wallet: Wallet, role: str, rank: int) -> None:
     hotkey = wallet.hotkey.ss58_address
     await chain.register(wallet.coldkey, hotkey)
     if role == "validator":
         # Less stake for each further one: the first leads, the next ones stand in, in this order.
         await chain.add_stake(wallet.coldkey, hotkey, math.floor(_STAKE_TAO / (1 + rank / 10)))
-        shutil.copytree(folder / "genesis", Places(folder).buckets / bucket_name(hotkey))
 
 
 def _chain_config(run: Run, plan: Plan) -> LocalChainConfig:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neurons import founding, nursery, screens
+from neurons import founding, nursery, radosgw, screens, store
 from neurons.errors import FolderError, NetworkError
 from neurons.folder import (
     Charter,
@@ -150,11 +150,13 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
             plan = founding.plan(wishes)
             say(f"founding a network in {folder}: {len(plan.members)} neurons")
             context = stack.enter_context(nursery.preloaded())
-            dtype = _found(context, folder, plan, say)
+            dtype = _found(context, folder, plan, say, stack)
             charter = require_network(folder)
         else:
             run = asyncio.run(_check(folder, charter, wishes))
             say(f"resuming the network in {folder}: {len(charter.members)} neurons")
+            if charter.storage == "s3":
+                stack.enter_context(store.resumed(folder))
             say("loading torch and transformers, once for all neurons")
             context = stack.enter_context(nursery.preloaded())
             dtype = _probe(context, run, say)
@@ -166,12 +168,13 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
 async def watched(folder: Path, charter: Charter) -> AsyncIterator[Watcher]:
     """A reader of the network in `folder` during the block: its chain and buckets, no wallet, no local state."""
     run = founded_run(folder, charter)
-    chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
-    try:
-        yield _watcher(folder, run, chain, transport)
-    finally:
-        await transport.close()
-        await chain.close()
+    with store.serving(folder, charter):
+        chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
+        try:
+            yield _watcher(folder, run, chain, transport)
+        finally:
+            await transport.close()
+            await chain.close()
 
 
 def _watcher(folder: Path, run: Run, chain: LocalChain, transport: Transport) -> Watcher:
@@ -186,17 +189,29 @@ def names(folder: Path, charter: Charter) -> dict[str, str]:
 # --- before the first block -------------------------------------------------------------------------------
 
 
-def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: Say) -> str:
+def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: Say, stack: contextlib.ExitStack) -> str:
     """Make the network in processes of their own; returns what to compute in. The text is cut while the fork server
-    still imports, by a process that needs nothing of that."""
+    still imports, by a process that needs nothing of that. Where buckets are in an S3 server, that one runs from here
+    on until `stack` ends."""
     with under_construction(folder), contextlib.ExitStack() as calls:
+        server = None
+        if plan.storage == "s3":
+            server = radosgw.start(Places(folder).store)
+            undo = calls.enter_context(contextlib.ExitStack())
+            undo.callback(server.stop)
+            say(f"radosgw serves S3 at {server.url}: a bucket and two keys for each neuron")
+            store.make_buckets(server, folder, [name for name, _ in plan.members])
         spawn = multiprocessing.get_context("spawn")
         text = calls.enter_context(contextlib.closing(Call(spawn, founding.write_text, folder, plan)))
         dataset_digest = text.result(say)
         rest = Call(context, founding.write_rest, folder, plan, dataset_digest)
         calls.enter_context(contextlib.closing(rest))
         rest.result(say)
-        return _probe(context, plan.draft, say)
+        dtype = _probe(context, plan.draft, say)
+        if server is not None:
+            undo.pop_all()
+            stack.callback(server.save)
+        return dtype
 
 
 async def _check(folder: Path, charter: Charter, wishes: founding.Wishes) -> Run:
@@ -359,6 +374,8 @@ def _table(network: Network, view: View, roots: dict[str, str], seconds: float) 
 def _start(context: ForkServerContext, folder: Path, member: Member, dtype: str) -> Child:
     kind = [member.role] if member.role in ("miner", "validator") else ["cheat", member.role]
     arguments = [*kind, "--dir", str(folder), "--wallet.name", member.name, "--dtype", dtype]
+    if Places(folder).keys(member.name).exists():
+        arguments += ["--config", str(Places(folder).keys(member.name))]
     log = Places(folder).log(member.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Whoever has no status yet has not joined; one of the last time must not speak for it.

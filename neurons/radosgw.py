@@ -1,8 +1,9 @@
 """An S3 server on this machine: Ceph's radosgw over one monitor and one store that lives in memory.
 
-It is the real thing (SigV4, policies, multipart, conditional puts) for tests and for networks on one machine. Nothing
-outlives it; all it listens on is the loopback interface, and who has no key gets nothing; it needs no root and no
-systemd, and serves one to three seconds after `start`. scripts/install-radosgw installs what it needs.
+It is the real thing (SigV4, policies, multipart, conditional puts) for tests and for networks on one machine. What it
+stores is in memory; `save` leaves it in the folder for `resume`. All it listens on is the loopback interface, and who
+has no key gets nothing; it needs no root and no systemd, and serves one to three seconds after `start`.
+scripts/install-radosgw installs what it needs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import http
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -41,6 +43,9 @@ _REQUEST_SECONDS = 30.0
 _PROBE_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 _LOG_TAIL_LINES = 8
+_SAVING_SECONDS = 30.0
+_SAVED = "saved"
+"""A file of this name says that the folder holds all that was stored."""
 
 # One copy of each object, and everything turned down that a cluster of hundreds of machines needs: so the first answer
 # comes after 1 s instead of 11, and the gateway has 100 threads instead of 600. Paths are relative to the folder.
@@ -64,6 +69,7 @@ mon_rocksdb_options = write_buffer_size=1048576,max_total_wal_size=2097152,compr
 paxos_propose_interval = 0.05
 paxos_min_wait = 0.01
 osd_data = store
+osd_fast_shutdown = false
 osd_objectstore = memstore
 memstore_device_bytes = {memory_bytes}
 osd_pool_default_size = 1
@@ -147,8 +153,23 @@ class Radosgw:
         return keys
 
     def stop(self) -> None:
-        """End its processes. What was stored goes with them, so there is nothing that they could still have to do."""
+        """End its processes, and with them what was stored."""
         _kill(self._processes)
+
+    def save(self) -> None:
+        """End its processes in order, so that `resume` finds in the folder what was stored. Raises `RadosgwError`."""
+        try:
+            for process in reversed(self._processes):  # the gateway, then the store, then who knows where the store is
+                process.terminate()
+                if process.wait(_SAVING_SECONDS):
+                    raise RadosgwError(f"{process.args} ended with {process.returncode}\n{_tails(self.folder)}")
+            (self.folder / _SAVED).touch()
+        except subprocess.TimeoutExpired as error:
+            raise RadosgwError(f"{error.cmd} did not end within {_SAVING_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise RadosgwError(f"{self.folder} cannot be written: {error.strerror}") from error
+        finally:
+            _kill(self._processes)
 
     def _put(self, key: Credentials, path: str, body: bytes) -> None:
         request = AWSRequest("PUT", self.url + path, data=body)
@@ -195,6 +216,24 @@ def start(folder: Path, port: int | None = None, memory_bytes: int = 6 << 30) ->
             _empty(folder)
 
 
+def resume(folder: Path) -> Radosgw:
+    """Start the server again that `Radosgw.save` left in `folder`, at the same port. Raises `RadosgwError` as `start`
+    does, and when there is nothing to go on from."""
+    if absent := missing():
+        raise RadosgwError(f"{', '.join(absent)} not found: run scripts/install-radosgw")
+    folder = folder.absolute()
+    if not (folder / _SAVED).exists():
+        raise RadosgwError(
+            f"the server in {folder} was not ended in order, and what it stored was in memory: it is lost"
+        )
+    port = int(re.findall(r"endpoint=127\.0\.0\.1:(\d+)", (folder / "ceph.conf").read_text())[0])
+    if not _is_free(port):
+        raise RadosgwError(f"port {port}, where the server in {folder} was, is taken: end what uses it")
+    server = _serve(folder, port)
+    (folder / _SAVED).unlink()  # from now on what is in the folder may be older than what is in memory
+    return server
+
+
 def _start(folder: Path, port: int, memory_bytes: int) -> Radosgw:
     monitor_port, cluster = _free_port(), str(uuid.uuid4())
     for name in _FOLDERS:
@@ -207,12 +246,17 @@ def _start(folder: Path, port: int, memory_bytes: int) -> Radosgw:
         _run(folder, "ceph-authtool", "keyring", "--gen-key", "--name", name, *rights)
     _run(folder, "monmaptool", "--create", "--addv", "a", f"[v2:127.0.0.1:{monitor_port}]", "--fsid", cluster, "monmap")
     _run(folder, "ceph-mon", "--mkfs", "-i", "a", "--monmap", "monmap")
+    return _serve(folder, port, first=True)
+
+
+def _serve(folder: Path, port: int, *, first: bool = False) -> Radosgw:
     processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as undo:
         undo.callback(_kill, processes)
         processes.append(_spawn(folder, "ceph-mon", "-i", "a"))
-        _run(folder, "ceph", "osd", "create")
-        _run(folder, "ceph-osd", "-i", "0", "--mkfs")
+        if first:
+            _run(folder, "ceph", "osd", "create")
+            _run(folder, "ceph-osd", "-i", "0", "--mkfs")
         processes.append(_spawn(folder, "ceph-osd", "-i", "0"))
         processes.append(_spawn(folder, "radosgw", "-n", "client.admin"))
         _wait(folder, port, processes)
