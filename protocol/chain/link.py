@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bittensor import Client, ExtrinsicResult, RpcConnectionError, RpcPolicyError, RpcSubstrate, Substrate
+from bittensor import (
+    Client,
+    ConnectionNotReady,
+    ExtrinsicResult,
+    RpcConnectionError,
+    RpcPolicyError,
+    RpcSubstrate,
+    Substrate,
+)
 from bittensor.result import BittensorError
 from bittensor.result import ChainError as SdkError
 from bittensor.settings import NETWORKS, default_archive_endpoints, default_fallback_endpoints
@@ -23,7 +31,7 @@ from protocol.errors import BadExtrinsic, ChainError, ChainUnreachable, Pruned, 
 
 T = TypeVar("T")
 
-LOST = (RpcConnectionError, SdkError, OSError)
+LOST = (RpcConnectionError, ConnectionNotReady, SdkError, OSError)
 """What a call over a broken connection raises. `TimeoutError` is an `OSError`; the SDK's `ChainError` is also what
 it makes of a node's own failures."""
 
@@ -140,16 +148,17 @@ class Link:
         """Send one call, once, and return what the chain made of it.
 
         Raises `ChainUnreachable` when that is not known: the call may have taken effect or may still do so. Else
-        the `ChainError` of what refused it; `RuntimeDiffers` means that it was never sent."""
+        the `ChainError` of what refused it: `RuntimeDiffers` when the SDK could not make, sign or follow the call on
+        this chain."""
         self.raise_if_closed()
         try:
             result = await _within(self.patience.write_seconds, send(self._client))
         except RpcPolicyError as error:
             raise self._refused(error) from error
         except SdkError as error:
-            # The SDK wraps whatever went wrong while it signed: then nothing was sent.
+            # The SDK wraps whatever went wrong in its own code between signing a call and reading its block.
             raise (self._differs(error) if isinstance(error.__cause__, _MISMATCH) else refusal(error)) from error
-        except (RpcConnectionError, OSError) as error:
+        except LOST as error:
             raise self._silent(error) from error
         except BittensorError as error:
             raise BadExtrinsic(f"the call cannot be made: {shown(error)}") from error

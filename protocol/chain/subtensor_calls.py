@@ -181,32 +181,34 @@ class Calls:
         """Send a call until the chain took or refused it; `took_effect` looks whether it did.
 
         `raw` is sent in its place once the chain's runtime has turned out to lack what `send` needs."""
-        attempts = 0
+        attempts, unsure = 0, False
         while True:
-            attempts += 1
             try:
                 await self._link.write(send)
             except RuntimeDiffers:
+                # Mostly it was never sent; but the SDK says the same when it cannot read the block that took it.
+                if await took_effect():
+                    return
                 if raw is None:
                     raise
-                send, raw, attempts = raw, None, attempts - 1
-                continue
+                send, raw, unsure = raw, None, True
             except ChainUnreachable:
+                attempts, unsure = attempts + 1, True
                 if await self._seen(took_effect):
                     return
                 if attempts >= self._link.patience.write_attempts:
                     raise
             except ChainError:
                 # The chain may refuse because an attempt before this one did take effect.
-                if attempts == 1 or not await took_effect():
-                    raise
-                return
+                if unsure and await took_effect():
+                    return
+                raise
             else:
-                if not await self._seen(took_effect):
-                    raise ChainUnreachable(
-                        f"{self._link.name} reported a call as done but does not show it; see whether it counts"
-                    )
-                return
+                if await self._seen(took_effect):
+                    return
+                raise ChainUnreachable(
+                    f"{self._link.name} reported a call as done but does not show it; see whether it counts"
+                )
 
     async def _seen(self, took_effect: Callable[[], Awaitable[bool]]) -> bool:
         """Whether the chain shows the effect now or within the next blocks."""

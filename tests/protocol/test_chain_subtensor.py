@@ -260,12 +260,13 @@ def test_neurons_are_of_one_block_even_when_the_next_comes_while_they_are_read(o
         async def slow(*args: Any) -> Any:
             node.step()
             node.enrol(RICH.ss58_address, key(f"late {node.state.number}").ss58_address)
+            node._change(lambda state: state.registered_at.__setitem__(1, state.number))
             return await ask(*args)
 
         node.runtime_call = slow  # type: ignore[method-assign]
-        return len(await chain.neurons())
+        return [neuron.registered_at for neuron in await chain.neurons()]
 
-    assert play(fake(old=old), scenario) == 2
+    assert play(fake(old=old), scenario) == [0, 0]
 
 
 def test_many_who_ask_in_one_block_cost_one_request() -> None:
@@ -707,18 +708,27 @@ def test_a_key_that_is_only_an_address_is_told_to_unlock() -> None:
     play(fake(), scenario)
 
 
-def test_a_call_that_cannot_be_signed_for_this_runtime_was_not_sent() -> None:
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("taken", [False, True], ids=["signing", "reading its block"])
+def test_a_call_over_which_the_sdk_stumbles_counts_if_the_chain_has_taken_it(name: str, taken: bool) -> None:
     async def scenario(chain: SubtensorChain, node: FakeSubtensor) -> Any:
-        async def submit(*args: Any, **kwargs: Any) -> Any:
+        submit = node.submit
+
+        async def stumbling(*args: Any, **kwargs: Any) -> Any:
             node.asked.append("submitted")
+            if taken:
+                await submit(*args, **kwargs)
             raise SdkError("no address type") from ValueError("no address type")  # as RpcSubstrate wraps it
 
-        node.submit = submit  # type: ignore[method-assign]
+        node.submit = stumbling  # type: ignore[method-assign]
+        if taken:
+            return await WRITES[name][0](chain, node)
         with pytest.raises(RuntimeDiffers, match="no address type"):
-            await chain.commit(MINER, b"x")
-        return node.asked.count("submitted")
+            await WRITES[name][0](chain, node)
+        # Once each way: as the intent, and as the raw call where there is one.
+        return node.asked.count("submitted") == (1 if name == "commit" else 2)
 
-    assert play(fake(), scenario) == 1
+    assert play(fake(), scenario)
 
 
 def test_every_name_that_is_translated_is_one_that_the_sdk_knows() -> None:
@@ -828,6 +838,19 @@ def test_another_callers_cancellation_inside_the_sdk_does_not_end_this_one() -> 
         return len(await chain.neurons())
 
     assert play(fake(), scenario) == 2
+
+
+def test_a_read_under_which_the_chain_is_closed_says_so() -> None:
+    async def scenario(chain: SubtensorChain, node: FakeSubtensor) -> Any:
+        await chain.head()
+        reading = asyncio.create_task(chain.block(3))
+        node.cut("block_hash")
+        await asyncio.sleep(0)
+        await chain.close()
+        with pytest.raises(ChainUnreachable, match="closed; connect again"):
+            await reading
+
+    play(fake(), scenario)
 
 
 def test_closing_ends_the_stream_and_may_be_done_twice() -> None:

@@ -160,13 +160,14 @@ def guarded(inner: AbstractResolver) -> aiohttp.TCPConnector:
 
 
 async def request(connector: aiohttp.TCPConnector, url: str) -> None:
-    async with aiohttp.ClientSession(connector=connector) as session, session.get(url):
+    timeout = aiohttp.ClientTimeout(total=2.0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, session.get(url):
         pass
 
 
 def refused(work: Awaitable[None]) -> None:
     async def scenario() -> None:
-        with pytest.raises((StorageError, aiohttp.ClientError, ValueError)):
+        with pytest.raises((StorageError, aiohttp.ClientError, ValueError, TimeoutError)):
             await work
 
     asyncio.run(scenario())
