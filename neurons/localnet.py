@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neurons import founding, nursery, radosgw, screens, store
+from neurons import founding, nursery, screens, store
 from neurons.errors import FolderError, NetworkError
 from neurons.folder import (
     Charter,
@@ -156,7 +156,7 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
             run = asyncio.run(_check(folder, charter, wishes))
             say(f"resuming the network in {folder}: {len(charter.members)} neurons")
             if charter.storage == "s3":
-                stack.enter_context(store.resumed(folder))
+                stack.enter_context(store.start(folder))
             say("loading torch and transformers, once for all neurons")
             context = stack.enter_context(nursery.preloaded())
             dtype = _probe(context, run, say)
@@ -194,11 +194,9 @@ def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: S
     still imports, by a process that needs nothing of that. Where buckets are in an S3 server, that one runs from here
     on until `stack` ends."""
     with under_construction(folder), contextlib.ExitStack() as calls:
-        server = None
+        serving = calls.enter_context(contextlib.ExitStack())
         if plan.storage == "s3":
-            server = radosgw.start(Places(folder).store)
-            undo = calls.enter_context(contextlib.ExitStack())
-            undo.callback(server.stop)
+            server = serving.enter_context(store.start(folder))
             say(f"radosgw serves S3 at {server.url}: a bucket and two keys for each neuron")
             store.make_buckets(server, folder, [name for name, _ in plan.members])
         spawn = multiprocessing.get_context("spawn")
@@ -208,9 +206,7 @@ def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: S
         calls.enter_context(contextlib.closing(rest))
         rest.result(say)
         dtype = _probe(context, plan.draft, say)
-        if server is not None:
-            undo.pop_all()
-            stack.callback(server.save)
+        stack.push(serving.pop_all())
         return dtype
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import tomli_w
 
 from neurons import radosgw
-from neurons.errors import FolderError, RadosgwError
 from neurons.folder import Charter, Places, held, is_held
 from neurons.radosgw import Radosgw
 from neurons.settings import load_settings
@@ -46,23 +45,17 @@ def member_bucket(folder: Path, name: str, transport: Transport) -> S3Bucket:
 
 @contextlib.contextmanager
 def serving(folder: Path, charter: Charter) -> Iterator[None]:
-    """The buckets of the network can be reached during the block, whether it runs or not. Raises `FolderError`."""
+    """The buckets of the network can be reached during the block, whether it runs or not. Raises `FolderError` and
+    `RadosgwError`."""
     if charter.storage == "directory" or is_held(folder):  # whoever runs it has the server as well
         yield
         return
     store = Places(folder).store
-    with held(store, f"another command is reading {store}; try again when it has ended"), resumed(folder):
+    with held(store, f"another command is reading {store}; try again when it has ended"), start(folder):
         yield
 
 
-@contextlib.contextmanager
-def resumed(folder: Path) -> Iterator[None]:
-    """The server of the network in `folder` runs during the block; what it stores is kept. Raises `FolderError`."""
-    try:
-        server = radosgw.resume(Places(folder).store)
-        try:
-            yield
-        finally:
-            server.save()
-    except RadosgwError as error:
-        raise FolderError(f"{error}; if it is lost, found a new network in another --dir") from error
+def start(folder: Path) -> Radosgw:
+    """Start the server of the network in `folder`: a new one, or the one of the last time with all that it stores.
+    Raises `RadosgwError`."""
+    return radosgw.start(Places(folder).store, durable=True)
