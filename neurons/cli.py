@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
+from neurons.flags import with_settings
 from neurons.folder import CHEATS, Charter, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
@@ -55,51 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_neuron(group: typer.Typer, name: str, load: Callable[[], type[Node]], text: str) -> None:
-    """Add the command that runs one kind of neuron. All kinds have the same options, those that Bittensor users type
-    among them; each is a field of `NodeSettings`, and None when it was not given."""
+    """Add the command that runs one kind of neuron. All kinds have the same options."""
 
-    def run(
-        dir: Annotated[Path | None, typer.Option("--dir", help="Folder of a network on this machine.")] = None,
-        wallet_name: Annotated[str | None, typer.Option("--wallet.name", help="Name of the wallet.")] = None,
-        wallet_hotkey: Annotated[str | None, typer.Option("--wallet.hotkey", help="Name of its hotkey.")] = None,
-        wallet_path: Annotated[Path | None, typer.Option("--wallet.path", help="Folder of wallets.")] = None,
-        register_hotkey: Annotated[
-            bool | None, typer.Option("--register", help="Register the hotkey on the subnet if it is not.")
-        ] = None,
-        netuid: Annotated[int | None, typer.Option("--netuid", help="Subnet; the built-in chain has number 1.")] = None,
-        subtensor_network: Annotated[
-            str | None, typer.Option("--subtensor.network", help="Chain; 'local' is the built-in one.")
-        ] = None,
-        subtensor_chain_endpoint: Annotated[
-            str | None, typer.Option("--subtensor.chain_endpoint", help="Where the chain is: sqlite:PATH.")
-        ] = None,
-        run: Annotated[Path | None, typer.Option("--run", help="run.toml of the run.")] = None,
-        dataset: Annotated[Path | None, typer.Option("--dataset", help="The run's dataset.")] = None,
-        buckets: Annotated[Path | None, typer.Option("--buckets", help="All buckets.")] = None,
-        state: Annotated[Path | None, typer.Option("--state", help="Local state and status.")] = None,
-        threads: Annotated[int | None, typer.Option("--threads", help="Threads torch may use.")] = None,
-        dtype: Annotated[str | None, typer.Option("--dtype", help="bf16, fp32 or auto: the faster one.")] = None,
-        config: Annotated[Path | None, typer.Option("--config", help="TOML file of these settings.")] = None,
-    ) -> None:
+    @with_settings
+    def run(flags: dict[str, object], config: Path | None) -> None:
         from neurons.process import run_neuron
         from neurons.settings import load_settings
 
-        flags = {
-            "dir": dir,
-            "run": run,
-            "dataset": dataset,
-            "buckets": buckets,
-            "state": state,
-            "wallet_name": wallet_name,
-            "wallet_hotkey": wallet_hotkey,
-            "wallet_path": wallet_path,
-            "netuid": netuid,
-            "subtensor_network": subtensor_network,
-            "subtensor_chain_endpoint": subtensor_chain_endpoint,
-            "threads": threads,
-            "dtype": dtype,
-            "register_hotkey": register_hotkey,
-        }
         run_neuron(load(), load_settings(flags, os.environ, config))
 
     group.command(name, help=text)(run)
@@ -127,6 +90,29 @@ _add_neuron(app, "miner", _miner, "Run a miner: train, compress, seal, reveal.")
 _add_neuron(app, "validator", _validator, "Run a validator: collect, agree, judge, pay.")
 for kind, what in CHEATS.items():
     _add_neuron(cheats, kind, partial(_cheat, kind), what)
+
+
+@app.command("doctor")
+@with_settings
+def doctor(
+    flags: dict[str, object],
+    config: Path | None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Whether a node could take part with these settings, from this machine: every check, and what to do."""
+    from neurons.doctor.report import run_doctor
+    from neurons.settings import read_settings
+
+    console = Console(stderr=as_json)
+    with console.status("looking") as status:
+        diagnosis = run_doctor(
+            read_settings(flags, os.environ, config), lambda name: status.update(f"looking at {name}")
+        )
+    if as_json:
+        print(json.dumps(diagnosis.to_json()))
+    else:
+        console.print(diagnosis.table())
+    raise typer.Exit(diagnosis.exit_code)
 
 
 # --- a network on this machine ----------------------------------------------------------------------------

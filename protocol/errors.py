@@ -70,7 +70,31 @@ class RateLimited(ChainError):
 
 
 class NoPermit(ChainError):
-    """Weights for other neurons may only be set with a validator permit."""
+    """Weights for other neurons may only be set with a validator permit and the stake that the subnet asks for."""
+
+
+class NoSubnet(ChainError):
+    """The chain has no subnet of this number."""
+
+
+class RegistrationClosed(ChainError):
+    """The subnet takes no registrations now."""
+
+
+class WrongColdkey(ChainError):
+    """The hotkey belongs to another coldkey than the one that signed."""
+
+
+class OutdatedVersion(ChainError):
+    """The subnet asks for a newer version of its validators than this one."""
+
+
+class RuntimeDiffers(ChainError):
+    """The chain's runtime lacks something that this version reads or calls, or has it in another shape."""
+
+
+class Pruned(ChainError):
+    """The block is older than what the chain's node keeps."""
 
 
 class Reason(StrEnum):

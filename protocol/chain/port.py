@@ -28,8 +28,8 @@ class Block:
 class Neuron:
     """One slot of the subnet.
 
-    `stake` and `emission` are in TAO; `incentive` and `dividends` are shares in [0, 1] of the last epoch;
-    `last_update` and `registered_at` are block numbers.
+    `stake` and `emission` are in TAO, on Bittensor in the subnet's own token; `incentive` and `dividends` are shares in
+    [0, 1] of the last epoch; `last_update` and `registered_at` are block numbers.
     """
 
     uid: int
@@ -65,6 +65,9 @@ class Chain(Protocol):
 
     async def weights(self) -> dict[int, dict[int, float]]:
         """Row-normalised weights in force: validator uid → {uid: share}."""
+
+    async def balance(self, coldkey: str) -> float:
+        """TAO that `coldkey` (ss58) owns and has not staked; 0 for an unknown one."""
 
     async def register(self, coldkey: Keypair, hotkey: str) -> int:
         """Register `hotkey` (ss58) under `coldkey`; returns its uid."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from bittensor_core import Keypair
 
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.chain.port import COMMITMENT_LIMIT_BYTES, Chain
+from protocol.chain.subtensor import SubtensorChain
 from protocol.errors import (
     AlreadyRegistered,
     BadExtrinsic,
@@ -23,6 +25,7 @@ from protocol.errors import (
     NotRegistered,
     RateLimited,
 )
+from tests.protocol.substrate import FakeSubtensor, Rules
 
 
 def key(name: str) -> Keypair:
@@ -32,8 +35,8 @@ def key(name: str) -> Keypair:
 class World(Protocol):
     """A chain with one subnet without neurons, one block old, on which a test may play all parts.
 
-    The first coldkey is rich, every other one owns nothing. Limits: one commitment each 3 blocks, one set of weights
-    each 5 blocks.
+    The first coldkey is rich, every other one owns nothing. Limits: one commitment in 3 blocks, one set of weights in
+    5 blocks.
     """
 
     chain: Chain
@@ -44,6 +47,12 @@ class World(Protocol):
 
     def make_validator(self, hotkey: Keypair) -> int:
         """Register `hotkey` with enough stake for a permit; returns its uid."""
+
+    def settle(self) -> None:
+        """Let blocks pass until every hotkey that is registered now may set weights."""
+
+    def next_commitment(self) -> int:
+        """The first block at which a hotkey that committed in the head may commit again."""
 
 
 class LocalWorld:
@@ -75,8 +84,42 @@ class LocalWorld:
         asyncio.run(self.local.add_stake(self.rich, hotkey.ss58_address, 1_000.0))
         return uid
 
+    def settle(self) -> None:
+        pass
 
-WORLDS = {"local": LocalWorld}
+    def next_commitment(self) -> int:
+        return asyncio.run(self.local.head()).number + 3
+
+
+class SubtensorWorld:
+    """The adapter to a Bittensor chain, over the fake of one: today's runtime, or one older than the SDK.
+
+    The commitments pallet counts bytes per epoch: with this much space a hotkey commits once in an epoch, and an
+    epoch has three blocks."""
+
+    def __init__(self, folder: Path, *, old: bool = False) -> None:
+        self.rich = key("rich")
+        self.fake = FakeSubtensor(Rules(tempo=2 if old else 3, max_space=150, rate_limit=5), old=old)
+        self.fake.endow(self.rich.ss58_address, 10_000.0)
+        self.pass_blocks(1)
+        self.chain: Chain = asyncio.run(SubtensorChain.over(self.fake, self.fake.rules.netuid, "the fake"))
+
+    def pass_blocks(self, count: int) -> None:
+        self.fake.step(count)
+
+    def make_validator(self, hotkey: Keypair) -> int:
+        uid = asyncio.run(self.chain.register(self.rich, hotkey.ss58_address))
+        self.fake.grant(hotkey.ss58_address, 1_000.0)
+        return uid
+
+    def settle(self) -> None:
+        self.pass_blocks(self.fake.rules.rate_limit)  # registration counts as the first set of weights
+
+    def next_commitment(self) -> int:
+        return self.fake.next_epoch()
+
+
+WORLDS = {"local": LocalWorld, "subtensor": SubtensorWorld, "old subtensor": partial(SubtensorWorld, old=True)}
 
 
 @pytest.fixture(params=WORLDS)
@@ -124,6 +167,14 @@ def test_a_poor_coldkey_cannot_register(world: World) -> None:
     assert asyncio.run(world.chain.neurons()) == ()
 
 
+def test_a_coldkey_owns_what_it_has_not_spent(world: World) -> None:
+    before = asyncio.run(world.chain.balance(world.rich.ss58_address))
+    assert before == 10_000.0
+    register(world, "a")
+    assert 0 < asyncio.run(world.chain.balance(world.rich.ss58_address)) < before
+    assert asyncio.run(world.chain.balance(key("stranger").ss58_address)) == 0.0
+
+
 def test_only_an_address_can_be_registered(world: World) -> None:
     on_polkadot = "15oF4uVJwmo4TdGW7VfQxNLavjCXviqxT9S1MgbjMNHr6Sp5"
     for nonsense in ("", "5Grwva", key("a").ss58_address[:-1] + "1", on_polkadot, "x" * 5_000):
@@ -156,8 +207,8 @@ def test_a_commitment_of_129_bytes_is_refused_and_the_old_one_stays(world: World
 def test_a_second_commitment_must_wait_for_the_block_that_the_refusal_names(world: World) -> None:
     register(world, "a")
     asyncio.run(world.chain.commit(key("a"), b"one"))
-    first = asyncio.run(world.chain.head()).number + 3
-    world.pass_blocks(2)
+    first = world.next_commitment()
+    world.pass_blocks(first - 1 - asyncio.run(world.chain.head()).number)
     with pytest.raises(RateLimited, match=f"block {first} on"):
         asyncio.run(world.chain.commit(key("a"), b"two"))
     world.pass_blocks(1)
@@ -175,6 +226,7 @@ def test_a_stranger_can_neither_commit_nor_set_weights(world: World) -> None:
 def test_weights_are_read_back_normalised(world: World) -> None:
     validator = world.make_validator(key("v"))
     a, b, c = register(world, "a", "b", "c")
+    world.settle()
     asyncio.run(world.chain.set_weights(key("v"), {a: 300.0, b: 100.0, c: 0.0}))
     rows = asyncio.run(world.chain.weights())
     assert rows.keys() == {validator}
@@ -186,6 +238,7 @@ def test_weights_are_read_back_normalised(world: World) -> None:
 def test_new_weights_replace_the_old_ones_once_the_rate_limit_has_passed(world: World) -> None:
     validator = world.make_validator(key("v"))
     a, b = register(world, "a", "b")
+    world.settle()
     asyncio.run(world.chain.set_weights(key("v"), {a: 1.0}))
     first = asyncio.run(world.chain.head()).number + 5
     world.pass_blocks(4)
@@ -199,6 +252,7 @@ def test_new_weights_replace_the_old_ones_once_the_rate_limit_has_passed(world: 
 
 def test_without_a_permit_only_self_weight_is_taken(world: World) -> None:
     a, b = register(world, "a", "b")
+    world.settle()
     with pytest.raises(NoPermit):
         asyncio.run(world.chain.set_weights(key("a"), {b: 1.0}))
     with pytest.raises(NoPermit):
