@@ -13,7 +13,7 @@ from storage.bucket import ObjectInfo, check_key
 from storage.errors import AccessRefused, NotFound, StorageError, TooLarge, Unavailable
 from storage.transfer import Answer, Broken, Gathered, Request, Transport
 
-_LENGTH = re.compile(r"[0-9]{1,18}")
+_LENGTH = re.compile(r"[0-9]{1,24}")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:[0-9]{1,18}|\*)")
 _STRONG_TAG = re.compile(r'"[!#-~]{1,256}"')
 
