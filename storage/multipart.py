@@ -178,8 +178,10 @@ class Uploads:
             now = _date(answer)
             for entry in page.records:
                 key = unquote(entry.get("Key", ""))
-                if key.startswith(folder):
-                    yield key[len(folder) :], entry.get("UploadId", ""), now - time_in(entry, "Initiated")
+                if key.startswith(folder + prefix):
+                    # The time of the answer is in whole seconds.
+                    age = now - int(time_in(entry, "Initiated"))
+                    yield key[len(folder) :], entry.get("UploadId", ""), age
             if page.fields.get("IsTruncated") != "true":
                 return
             markers = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
