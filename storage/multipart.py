@@ -110,8 +110,10 @@ class Uploads:
 
         async def work() -> None:
             for index, start in numbered:  # shared: whoever is free takes the next one
-                data = await source.read(start, min(part_bytes, size - start))
-                etags[index] = await self._send_part(key, upload, index + 1, data)
+                # Bound to no name: the part that was sent must be gone when the next one is read.
+                etags[index] = await self._send_part(
+                    key, upload, index + 1, await source.read(start, min(part_bytes, size - start))
+                )
 
         await together(work() for _ in range(_PARTS_AT_ONCE))
         return etags
