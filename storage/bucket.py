@@ -50,9 +50,9 @@ class Bucket(Protocol):
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`; raises `NotFound`, or `StorageError` if the object ends before."""
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """Give exactly `length` bytes from `start` to `writer`, without holding them; raises like `get_range`, and
-        what `writer` raises."""
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
+        """Give exactly `length` bytes from `start` to `writer`, without holding them. Raises like `get_range`, what
+        `writer` raises, and `WrongSize` if the whole object has not `size_bytes` bytes."""
 
     async def head(self, key: str) -> ObjectInfo:
         """Size and time of the object; raises `NotFound`."""

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 from storage.bucket import ObjectInfo, Writer, check_key, check_prefix
-from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge, Unavailable
+from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge, Unavailable, WrongSize
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a fifo that a peer planted must not wait for a writer.
@@ -64,8 +64,10 @@ class DirectoryBucket:
             raise ValueError(f"a range needs start >= 0 and length >= 1, not {start} and {length}")
         return await asyncio.to_thread(_read_range, self.root, key, start, length)
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
         """See `Bucket.copy_range`."""
+        if (there := (await self.head(key)).size_bytes) != size_bytes:
+            raise WrongSize(f"{key} has {there} bytes, not the {size_bytes} that it should have")
         for at in range(0, length, _COPIED_BYTES):
             piece = await self.get_range(key, start + at, min(_COPIED_BYTES, length - at))
             await writer.write(at, piece)

@@ -40,9 +40,9 @@ class PatientBucket:
         """See `Bucket.get_range`."""
         return await self._within(self.inner.get_range(key, start, length), length)
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
         """See `Bucket.copy_range`."""
-        await self._within(self.inner.copy_range(key, start, length, writer), length)
+        await self._within(self.inner.copy_range(key, start, length, writer, size_bytes=size_bytes), length)
 
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`."""
