@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -62,7 +62,7 @@ class Parts:
     dataset: Dataset
     hotkey: Keypair
     bucket: Bucket
-    location: bytes
+    location: bytes = field(repr=False)
     open_bucket: Callable[[bytes], Bucket]
     folder: Path
     dtype: torch.dtype

@@ -41,14 +41,14 @@ class OwnBucket:
 
 def endpoint_of(url: str, aws: Profile) -> S3Endpoint:
     """The bucket that `url` names, in one of `BUCKET_FORMS`. Raises `ConfigError`."""
+    if "@" in url:  # however else the rest is malformed: it would be shown
+        raise ConfigError("the bucket's URL holds a key: take it out, keys come from the environment or a file")
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ConfigError(f"a bucket is {BUCKET_FORMS}") from None
     path = parts.path.strip("/")
-    if parts.username or parts.password:
-        raise ConfigError("the bucket's URL holds a key: take it out, keys come from the environment or a file")
     if (
         parts.fragment
         or options.keys() - {"region", "style"}

@@ -46,7 +46,7 @@ class Peer:
 
     uid: int
     hotkey: str
-    location: bytes
+    location: bytes = field(repr=False)  # it holds a read key, which no log needs
     bucket: Bucket
 
 

@@ -34,13 +34,13 @@ _PORT_LIMIT = 1 << 16
 
 _R2_KEY_ID = re.compile(r"[0-9a-f]{32}")
 _R2_SECRET = re.compile(r"[0-9a-f]{64}")
-_R2_RAW_BYTES = (16, 16, 32)  # account, key id, secret: what their hexadecimal digits stand for
+_R2_BYTES = 64  # of account (16), key id (16) and secret (32): what their hexadecimal digits stand for
 
 _KEY_TEXT = re.compile(r"[A-Za-z0-9+./:=_-]+")
 _PLAIN_HTTP, _PATH_STYLE = 1, 2
-_FIELDS = ("host", "region", "bucket", "prefix", "key id", "secret")
+_FIELDS = 6  # host, region, bucket, prefix, key id, secret
 _SEPARATOR = " "
-# Every character of every field of a S3 location, and the separator, in ASCII order.
+# Every character that a field of an S3 location may have, and the separator, in ASCII order.
 _ALPHABET = " +-./0123456789:=ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz"
 
 
@@ -71,7 +71,7 @@ class HttpsLocation:
 
 @dataclass(frozen=True, slots=True)
 class R2Location:
-    """A bucket at Cloudflare R2. `account` is 32 hexadecimal digits, as are the key id; the secret has 64. Raises
+    """A bucket at Cloudflare R2. `account` and the key id are 32 hexadecimal digits, the secret 64. Raises
     `BadLocation` when a field is not one."""
 
     account: str
@@ -223,11 +223,11 @@ def _check_public(url: str, label: str = "") -> None:
 
 
 def _decode_r2(rest: bytes) -> R2Location:
-    if len(rest) < sum(_R2_RAW_BYTES):
-        raise BadLocation(f"an R2 location has at least {sum(_R2_RAW_BYTES)} bytes after its kind, not {len(rest)}")
+    if len(rest) < _R2_BYTES:
+        raise BadLocation(f"an R2 location has at least {_R2_BYTES} bytes after its kind, not {len(rest)}")
     account, key_id = rest[:16].hex(), rest[16:32].hex()
-    name = rest[64:].decode("latin-1")
-    return R2Location(account, name or account, Credentials(key_id, Secret(rest[32:64].hex())))
+    name = rest[_R2_BYTES:].decode("latin-1")
+    return R2Location(account, name or account, Credentials(key_id, Secret(rest[32:_R2_BYTES].hex())))
 
 
 def _encode_s3(location: S3Location) -> bytes:
@@ -243,8 +243,8 @@ def _decode_s3(rest: bytes) -> S3Location:
     if not rest or rest[0] & ~(_PLAIN_HTTP | _PATH_STYLE):
         raise BadLocation("the flags of the S3 location are none that this version knows")
     fields = _unpack(rest[1:]).split(_SEPARATOR)
-    if len(fields) != len(_FIELDS):
-        raise BadLocation(f"the S3 location has {len(fields)} fields instead of {len(_FIELDS)}")
+    if len(fields) != _FIELDS:
+        raise BadLocation(f"the S3 location has {len(fields)} fields instead of {_FIELDS}")
     host, region, bucket, prefix, key_id, _ = fields
     scheme = "http" if rest[0] & _PLAIN_HTTP else "https"
     endpoint = S3Endpoint(

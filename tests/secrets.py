@@ -28,7 +28,12 @@ def disguises(secret: bytes) -> set[bytes]:
     would print it. Hexadecimal digits are also looked for as the bytes they stand for."""
     assert len(secret) >= _SHORTEST_BYTES
     forms = {secret, secret.hex().encode(), secret.hex().upper().encode(), secret.hex(" ").encode()}
-    forms |= {quote(secret, safe="").encode(), quote(secret).encode(), repr(secret)[2:-1].encode()}
+    forms |= {
+        quote(secret, safe="").encode(),
+        quote(secret).encode(),
+        secret.replace(b"/", b"%2F"),
+        repr(secret)[2:-1].encode(),
+    }
     forms |= {json.dumps(secret.decode("latin-1"))[1:-1].encode(), str(list(secret))[1:-1].encode()}
     for offset in range(3):
         # Without the characters that also hold bits of what stands before and after.
@@ -55,6 +60,7 @@ def basicConfig(**options):
     logging.getLogger().setLevel(level)
     for name in ("asyncio", "aiohttp", "boto3", "botocore", "urllib3"):
         logging.getLogger(name).setLevel(level)
+    logging.getLogger("numba").setLevel(logging.WARNING)  # what it compiles, line by line: minutes of it
 logging.basicConfig = basicConfig
 crash = os.environ.get("TEST_CRASH_IN")
 if crash:

@@ -360,7 +360,9 @@ def test_no_redirect_is_followed(canary: Canary, status: int) -> None:
     async def scenario() -> None:
         async with await asyncio.start_server(redirect, "127.0.0.1") as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            transport = Transport(Reach.ANY, retries=Retries(attempts=2, first_seconds=0.0))
+            transport = Transport(
+                Reach.ANY, limits=Limits(window_seconds=0.3), retries=Retries(attempts=2, first_seconds=0.0)
+            )
             keys = Credentials("k", Secret("s"))
             try:
                 for bucket in (HttpsBucket(url, transport), S3Bucket(S3Endpoint(url, "a", "bucket"), keys, transport)):
