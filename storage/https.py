@@ -41,9 +41,11 @@ class HttpsBucket:
         """See `Bucket.get_range`. `start` ≥ 0 and `length` ≥ 1, else `ValueError`."""
         return await self._objects.get_range(key, start, length)
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
+    async def copy_range(
+        self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int | None = None
+    ) -> None:
         """See `Objects.copy_range`."""
-        await self._objects.copy_range(key, start, length, writer)
+        await self._objects.copy_range(key, start, length, writer, size_bytes=size_bytes)
 
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`. The time is in whole seconds."""

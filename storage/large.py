@@ -37,7 +37,9 @@ class RangedBucket(Protocol):
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`."""
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
+    async def copy_range(
+        self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int | None = None
+    ) -> None:
         """See `Objects.copy_range`."""
 
 
@@ -48,9 +50,8 @@ async def download(bucket: RangedBucket, key: str, size_bytes: int, path: Path) 
     stays. Raises what the bucket raises, `StorageError` when the object has another size, and `Unavailable` when the
     file cannot be written.
     """
-    info = await bucket.head(key)
-    if info.size_bytes != size_bytes:
-        raise StorageError(f"{key} has {info.size_bytes} bytes, not the {size_bytes} that it should have")
+    if not size_bytes and (await bucket.head(key)).size_bytes:  # of nothing no range can be read
+        raise StorageError(f"{key} is not empty, as it should be")
     with _replaced(path) as descriptor:
         file = _File(descriptor)
         starts = iter(range(0, size_bytes, RANGE_BYTES))
@@ -58,7 +59,8 @@ async def download(bucket: RangedBucket, key: str, size_bytes: int, path: Path) 
         async def work() -> None:
             for start in starts:  # shared: whoever is free takes the next one
                 part = _Range(file, start)
-                await bucket.copy_range(key, start, min(RANGE_BYTES, size_bytes - start), part)
+                length = min(RANGE_BYTES, size_bytes - start)
+                await bucket.copy_range(key, start, length, part, size_bytes=size_bytes)
                 await part.end()
 
         await together(work() for _ in range(RANGES_AT_ONCE))

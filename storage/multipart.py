@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -34,6 +34,7 @@ _OUTCOME_LIMIT_BYTES = 64 << 10
 _PAGE_LIMIT_BYTES = 8 << 20
 _PAGES_LIMIT = 1000
 _CLEANING_SECONDS = 20.0
+_CLEANING_ATTEMPTS = 3
 
 _ETAG = re.compile(r'"?[!#-%\'-;=?-~]{1,256}"?')
 """A tag that can stand in XML as it is."""
@@ -77,18 +78,19 @@ class Uploads:
     async def upload(self, key: str, source: Source) -> None:
         """Store `source` under `key`; readers see the old object or the new one whole. Raises `Unavailable`,
         `AccessRefused`, and what `source` raises; then, and when this is cancelled, nothing of it stays."""
-        upload = ""
+        upload, others = "", True
         try:
             answer, begun = await self._post(key, {"uploads": ""}, "InitiateMultipartUploadResult")
             upload = begun.fields.get("UploadId", "")
             if not upload:
                 raise Unavailable(f"cannot write {key}: the store does not name the upload it has begun")
-            if answer.attempts > 1:  # an attempt whose answer was lost may have begun another one
+            if answer.attempts > 1:  # one whose answer was lost may have begun another upload
                 await self._abort_of(key, keep=upload)
+            others = False
             etags = await self._send_parts(key, upload, source)
             await self._complete(key, upload, source.size_bytes, etags)
         except BaseException:
-            await _to_its_end(self._abort(key, upload) if upload else self._abort_of(key))
+            await _to_its_end(lambda: self._abort_of(key) if others else self._abort(key, upload))
             raise
 
     async def abort_all(self, prefix: str, older_than_seconds: float) -> int:
@@ -108,8 +110,10 @@ class Uploads:
 
         async def work() -> None:
             for index, start in numbered:  # shared: whoever is free takes the next one
-                data = await source.read(start, min(part_bytes, size - start))
-                etags[index] = await self._send_part(key, upload, index + 1, data)
+                # Bound to no name: the part that was sent must be gone when the next one is read.
+                etags[index] = await self._send_part(
+                    key, upload, index + 1, await source.read(start, min(part_bytes, size - start))
+                )
 
         await together(work() for _ in range(_PARTS_AT_ONCE))
         return etags
@@ -178,8 +182,10 @@ class Uploads:
             now = _date(answer)
             for entry in page.records:
                 key = unquote(entry.get("Key", ""))
-                if key.startswith(folder):
-                    yield key[len(folder) :], entry.get("UploadId", ""), now - time_in(entry, "Initiated")
+                if key.startswith(folder + prefix):
+                    # The time of the answer is in whole seconds.
+                    age = now - int(time_in(entry, "Initiated"))
+                    yield key[len(folder) :], entry.get("UploadId", ""), age
             if page.fields.get("IsTruncated") != "true":
                 return
             markers = {"key-marker": "NextKeyMarker", "upload-id-marker": "NextUploadIdMarker"}
@@ -208,14 +214,16 @@ def _date(answer: Answer) -> float:
         raise Unavailable("the store does not tell the time: nothing is known about the age of its uploads") from error
 
 
-async def _to_its_end(cleaning: Coroutine[Any, Any, None]) -> None:
-    """Run `cleaning` to its end even if the caller is cancelled once more; its failure is not the caller's. What it
-    leaves behind, a sweep takes."""
+async def _to_its_end(clean: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `clean` to its end, even if the caller is cancelled once more. It is given a few chances and little time, and
+    its failure is not the caller's: what it leaves behind, a sweep takes."""
 
     async def bounded() -> None:
-        with suppress(StorageError, TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_CLEANING_SECONDS):
-                await cleaning
+                for _ in range(_CLEANING_ATTEMPTS):
+                    with suppress(StorageError):
+                        return await clean()
 
     task = asyncio.ensure_future(bounded())
     while not task.done():

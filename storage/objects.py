@@ -13,8 +13,8 @@ from storage.bucket import ObjectInfo, check_key
 from storage.errors import AccessRefused, NotFound, StorageError, TooLarge, Unavailable
 from storage.transfer import Answer, Broken, Gathered, Request, Transport
 
-_LENGTH = re.compile(r"[0-9]{1,18}")
-_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:[0-9]{1,18}|\*)")
+_LENGTH = re.compile(r"[0-9]{1,24}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _STRONG_TAG = re.compile(r'"[!#-~]{1,256}"')
 
 _REFUSALS = {
@@ -62,6 +62,7 @@ class _Reading:
     limit_bytes: int
     start: int = 0
     length: int | None = None
+    size_bytes: int | None = None
     received: int = 0
     tag: str = ""
     resumes: bool = True
@@ -116,6 +117,8 @@ class _Reading:
         found = _RANGE.fullmatch(text)
         if not found or int(found[1]) != self.start + self.received:
             raise Broken("the store answered with another range")
+        if self.size_bytes is not None and found[3] != str(self.size_bytes):
+            raise StorageError(f"{self.key} has {found[3]} bytes, not the {self.size_bytes} that it should have")
         if self.length is not None and int(found[2]) + 1 < self.start + self.length:
             raise StorageError(f"{self.key} ends at {int(found[2]) + 1}, before {self.start} + {self.length}")
 
@@ -144,12 +147,14 @@ class Objects:
         await self.copy_range(key, start, length, memory)
         return memory.take()
 
-    async def copy_range(self, key: str, start: int, length: int, writer: Writer) -> None:
-        """Give exactly `length` bytes from `start` to `writer`, without holding them. Raises like `get_range`, and
-        what `writer` raises."""
+    async def copy_range(
+        self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int | None = None
+    ) -> None:
+        """Give exactly `length` bytes from `start` to `writer`, without holding them. Raises like `get_range`, what
+        `writer` raises, and `StorageError` if the whole object has not `size_bytes` bytes, where that is given."""
         if start < 0 or length < 1:
             raise ValueError(f"a range needs start >= 0 and length >= 1, not {start} and {length}")
-        await self._read(_Reading(key, writer, length, start, length))
+        await self._read(_Reading(key, writer, length, start, length, size_bytes))
 
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`. The time is in whole seconds."""

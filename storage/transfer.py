@@ -213,6 +213,8 @@ class Transport:
                     raise Broken(f"no connection within {self.limits.connect_seconds:g} s") from error
                 limits = self.limits
                 raise Broken(f"fewer than {limits.window_bytes} bytes in {limits.window_seconds:g} s") from error
+            except aiohttp.ClientConnectorCertificateError as error:
+                raise Unavailable(f"cannot {request.what}: its host's certificate is not valid") from error
             except aiohttp.ClientError as error:
                 if isinstance(error.__cause__, PermissionError):  # from `public_socket`
                     raise ForbiddenAddress(f"cannot {request.what}: {error.__cause__.strerror}") from error
@@ -270,6 +272,8 @@ class Transport:
                 read_bufsize=_READ_BYTES,
                 trust_env=False,
             )
+            # The library would send most requests once more by itself, and `attempts` must count every sending.
+            self._opened._retry_connection = False
         return self._opened
 
 
@@ -304,8 +308,6 @@ async def _pieces(body: bytes | memoryview, progress: _Progress) -> AsyncIterato
 def _trouble(error: aiohttp.ClientError) -> str:
     """What happened, in words of our own: the library's may repeat what the server sent."""
     match error:
-        case aiohttp.ClientConnectorCertificateError():
-            return "its certificate is not valid"
         case aiohttp.ClientConnectorDNSError():
             return "its name cannot be resolved"
         case aiohttp.ClientConnectorError():
