@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,33 @@ def test_the_configuration_of_a_miner_is_eight_values_each_of_them_a_setting() -
 
 def test_a_variable_that_is_no_setting_is_noticed() -> None:
     assert not _is_known("WINDROW_BUKET")
+
+
+def test_the_script_for_minio_makes_two_keys_a_bucket_and_shows_no_secret(tmp_path: Path) -> None:
+    """With a stand-in for MinIO's client that writes down what it is told."""
+    said = tmp_path / "said"
+    for name, body in {"mc": f'echo "$@" >> {said}', "chown": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "minio-buckets.sh"
+    script.write_text(
+        (DOCKER / script.name).read_text().replace("/keys", str(tmp_path)).replace("/tmp/$", f"{tmp_path}/$")
+    )
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "MINIO_ROOT_USER": "windrow", "MINIO_ROOT_PASSWORD": "given"}
+    for _ in range(2):  # the second time there is nothing left to do
+        done = _run("sh", script, "guest-1", **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+    settings = tmp_path / "guest-1.toml"
+    values = tomllib.loads(settings.read_text())
+    assert settings.stat().st_mode & 0o777 == 0o600
+    assert all(_is_known(f"{ENVIRONMENT_PREFIX}{name.upper()}") for name in values)
+    assert len({values["write_secret"], values["read_secret"]}) == 2
+    told = said.read_text()
+    assert told.count("mb --ignore-existing minio/guest-1") == 1
+    assert not any(secret in told for secret in (values["write_secret"], values["read_secret"], "given"))
+    read, write = (json.loads((tmp_path / f"guest-1-{kind}.json").read_text()) for kind in ("read", "write"))
+    assert read["Statement"][0]["Action"] == ["s3:GetObject", "s3:ListBucket"]
+    assert write["Statement"][0]["Resource"] == read["Statement"][0]["Resource"]
 
 
 def test_systemd_accepts_the_unit_and_finds_little_exposed(tmp_path: Path) -> None:
