@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -261,3 +262,18 @@ def test_a_run_that_begins_later_is_waited_for_and_starts_from_what_its_publishe
             assert len({root for _, root in net.roots()}) == 1
 
     virtual(scenario())
+
+
+def test_a_miner_is_told_what_became_of_its_contribution(network, virtual, quick, caplog) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "a", "thief"], table=quick) as net:
+            net.start("v", Validator)
+            net.start("a")
+            net.start("thief", Copycat)
+            await net.windows(3)
+
+    with caplog.at_level(logging.INFO, logger="neurons.miner"):
+        virtual(scenario())
+    said = [record.getMessage() for record in caplog.records if record.name == "neurons.miner"]
+    assert "window 1: credited, the own contribution was applied by everybody" in said
+    assert any(line.startswith("window 1: the own contribution was rejected: ") for line in said)
