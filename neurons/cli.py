@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` do
     from neurons.explain import Explanation
     from neurons.leaderboard.view import View, Watcher
     from neurons.node import Node
+    from protocol.run import Run
 
 EXIT_INTERRUPTED = 130
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cheats = typer.Typer(no_args_is_help=True)
+runs = typer.Typer(no_args_is_help=True)
+app.add_typer(runs, name="run", help="Make, show and publish the constants of a run.")
 app.add_typer(cheats, name="cheat", help="Run a miner that cheats, to see it fail.")
 
 
@@ -113,6 +116,90 @@ def doctor(
     else:
         console.print(diagnosis.table())
     raise typer.Exit(diagnosis.exit_code)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@runs.command("new")
+def new_run(
+    name: Annotated[str, typer.Argument(help="What the run is called: a-z 0-9 -.")],
+    preset: Annotated[str, typer.Option(help="What to start from: a preset or a TOML file of constants.")] = "150m",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, in place of the preset's.", show_default=False)
+    ] = None,
+    from_block: Annotated[
+        int | None, typer.Option(min=0, help="Begin with the first window at or after this block.", show_default="0")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.toml")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Make the constants of a new run, and show what they mean."""
+    from neurons.run_commands import new
+
+    path = out or Path(f"{name}.toml")
+    run = new(path, name, preset, changes or [], from_block)
+    Console(stderr=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    _show(run, as_json)
+
+
+@runs.command("show")
+def show_run(
+    source: Annotated[str, typer.Argument(help="A preset, a TOML file of constants, or where a run is published.")],
+    as_json: _AsJson = False,
+) -> None:
+    """What a run is, and what it asks of a machine."""
+    from neurons.run_commands import find
+
+    _show(asyncio.run(find(source)), as_json)
+
+
+@runs.command("publish")
+def publish_run(
+    file: Annotated[Path, typer.Argument(help="The constants, as `windrow run new` wrote them.")],
+    bucket: Annotated[str, typer.Option(help="Where to: s3://…, r2://…, https://…, or a folder.")],
+    public_url: Annotated[
+        str | None, typer.Option(help="https URL under which anybody reads that bucket.", show_default="none")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of text to train on.", show_default="the standard library")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset that exists, by folder or URL, instead of text.", show_default="none")
+    ] = None,
+    network: Annotated[str | None, typer.Option("--subtensor.network", help="Chain that the run goes on.")] = None,
+    netuid: Annotated[int | None, typer.Option(min=1, help="Subnet that the run goes on.")] = None,
+    aws_profile: Annotated[str | None, typer.Option(help="AWS profile with the key that writes.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Publish a run: its dataset, its first state, and run.toml. Again after an interruption, it adds the rest."""
+    from neurons.publishing import Order
+    from neurons.run_commands import facts, facts_table, publish_run, read_table
+    from storage.profiles import profile_from
+
+    console = Console(stderr=as_json)
+
+    def say(what: str) -> None:
+        console.print(what, highlight=False, markup=False, soft_wrap=True)
+
+    order = Order(read_table(file), text, dataset, network, netuid)
+    genesis, where = asyncio.run(publish_run(say, order, bucket, public_url, profile_from(os.environ, aws_profile)))
+    if as_json:
+        print(json.dumps(facts(genesis.run) | {"run": where}))
+        return
+    console.print(facts_table(facts(genesis.run)))
+    say(f"\npublished; a node takes part with: --run {where}")
+
+
+def _show(run: Run, as_json: bool) -> None:
+    from neurons.run_commands import facts, facts_table
+
+    if as_json:
+        print(json.dumps(facts(run)))
+    else:
+        Console().print(facts_table(facts(run)))
 
 
 # --- a network on this machine ----------------------------------------------------------------------------

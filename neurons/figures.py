@@ -90,13 +90,14 @@ def traced_step(run: Run, pages: int, dtype: torch.dtype) -> Step:
     sequences = pages * run.dataset.page_sequences
     with FakeTensorMode():
         model = build_model(run.model)
-        own = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+        own = [parameter.untyped_storage() for parameter in model.parameters()]
         batch = torch.zeros((sequences, run.dataset.sequence_tokens), dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, compute_in(dtype):
             with saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = token_losses(model, batch).mean()
             loss.backward()  # type: ignore[no-untyped-call]
-    saved = sum(storage.nbytes() for identity, storage in storages.items() if identity not in own)
+    identities = {id(storage) for storage in own}
+    saved = sum(storage.nbytes() for identity, storage in storages.items() if identity not in identities)
     return Step(saved, counter.get_total_flops())
 
 

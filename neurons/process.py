@@ -174,9 +174,11 @@ def open_hotkey(settings: NodeSettings) -> Keypair:
 
 def coldkey_address(settings: NodeSettings) -> str | None:
     """The ss58 address of the wallet's coldkey; None when neither it nor its public half is on this machine."""
-    file = _wallet(settings).coldkeypub_file
+    wallet = _wallet(settings)
+    file = wallet.coldkeypub_file
     try:
-        return file.keypair.ss58_address if file.exists_on_device() else None
+        address: str | None = wallet.coldkeypub.ss58_address if file.exists_on_device() else None
+        return address
     except (KeyfileError, OSError) as error:
         raise WalletError(f"{file.path} cannot be opened: {error}; restore it") from error
 

@@ -188,7 +188,8 @@ def _settings(given: Given, run: str, chain: BuiltInChain | BittensorChain, own:
         run=run,
         dataset=given.dataset,
         chain=chain,
-        buckets=given.buckets if isinstance(chain, BuiltInChain) else None,
+        # Not where the own bucket was to be another one: nothing may be written into the wrong one.
+        buckets=given.buckets if isinstance(chain, BuiltInChain) and (own or given.bucket is None) else None,
         own=own,
         state=given.state.expanduser(),
         wallet_name=given.wallet_name,

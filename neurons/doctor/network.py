@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 
 from neurons.doctor import stores
 from neurons.doctor.finding import Finding, Missing, fail, ok, skipped, warn
 from neurons.doctor.patient import Patient
-from neurons.doctor.words import duration, size
+from neurons.doctor.words import duration, rate, size
 from neurons.process import coldkey_address
 from neurons.settings import BuiltInChain
 from protocol.errors import ChainError
@@ -18,7 +19,7 @@ from storage.location import decode, encode
 
 _LATE_BLOCKS = 4.0
 _CLOCK_SECONDS = 2.0
-_PAGES = 4
+_PAGES = 32
 
 
 async def settings(patient: Patient) -> Finding:
@@ -153,16 +154,16 @@ async def dataset(patient: Patient) -> Finding:
     """Whether pages of the dataset can be read, and how fast."""
     published = await patient.published.need()
     opened = await published.open_dataset(patient.settings.dataset, patient.ways.own)
-    pages = min(_PAGES, opened.index.pages)
+    pages = min(_PAGES, published.run.pages_per_window, opened.index.pages)
+    await opened.read_page(0)  # opens the connection, which stays open while a node runs
     began = time.perf_counter()
-    for number in range(pages):
-        await opened.read_page(number * (opened.index.pages // pages))
+    await asyncio.gather(*(opened.read_page(number * (opened.index.pages // pages)) for number in range(pages)))
     speed = pages * opened.index.page_bytes / max(time.perf_counter() - began, 1e-6)
     needed = published.run.pages_needed
     if opened.index.pages < needed:
         return fail(f"it has {opened.index.pages} pages and the run deals out {needed}: name the run's own --dataset")
     return ok(
-        f"{opened.index.pages:,} pages of {size(opened.index.page_bytes)}, read at {speed / 1e6:.1f} MB/s",
+        f"{opened.index.pages:,} pages of {size(opened.index.page_bytes)}, read at {rate(speed)}",
         pages=opened.index.pages,
         dataset_bytes_per_second=speed,
     )

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from neurons.doctor.finding import Finding, State, fail, ok, skipped, warn
+from neurons.doctor.words import rate
 from neurons.errors import ConfigError
 from storage.bucket import Bucket
 from storage.errors import AccessRefused, NotFound, NotSupported, StorageError
@@ -133,7 +134,7 @@ async def speed(store: OwnStore) -> Finding:
         await store.bucket.delete(key)
     upload, download = size / up, size / down
     return ok(
-        f"up {upload / 1e6:.0f} MB/s, down {download / 1e6:.0f} MB/s (an object of {size >> 20} MiB)",
+        f"up {rate(upload)}, down {rate(download)} (an object of {size >> 20} MiB)",
         upload_bytes_per_second=upload,
         download_bytes_per_second=download,
     )

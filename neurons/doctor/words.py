@@ -27,3 +27,9 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("the last unit takes everything")
+
+
+def rate(bytes_per_second: float) -> str:
+    """`215 MB/s`, `0.4 MB/s`, as connections are sold."""
+    megabytes = bytes_per_second / 1e6
+    return f"{megabytes:.0f} MB/s" if megabytes >= 10 else f"{megabytes:.1f} MB/s"
