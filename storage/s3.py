@@ -6,8 +6,7 @@ Signing is local and takes some microseconds, so the event loop waits for nothin
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from storage.bucket import ObjectInfo, Writer, check_key, check_prefix
 from storage.credentials import Credentials
@@ -27,19 +26,11 @@ _PAGES_LIMIT = 10_000
 
 
 class S3Bucket:
-    """A `Bucket` at `endpoint`, with an access key. `clock` (Unix seconds) dates the signatures. All methods may raise
-    `AccessRefused` too."""
+    """A `Bucket` at `endpoint`, with an access key. All methods may raise `AccessRefused` too."""
 
-    def __init__(
-        self,
-        endpoint: S3Endpoint,
-        credentials: Credentials,
-        transport: Transport,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, endpoint: S3Endpoint, credentials: Credentials, transport: Transport) -> None:
         self.endpoint = endpoint
-        self._requests = S3Requests(endpoint, credentials, transport, clock)
+        self._requests = S3Requests(endpoint, credentials, transport)
         self._objects = Objects(transport, self._requests.reading)
         self._uploads = Uploads(self._requests)
 

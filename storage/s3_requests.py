@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
@@ -77,13 +77,11 @@ class S3Endpoint:
 
 
 class S3Requests:
-    """Signed requests to the bucket at `endpoint`. `clock` (Unix seconds) dates the signatures."""
+    """Signed requests to the bucket at `endpoint`."""
 
-    def __init__(
-        self, endpoint: S3Endpoint, credentials: Credentials, transport: Transport, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, endpoint: S3Endpoint, credentials: Credentials, transport: Transport) -> None:
         self.endpoint, self.transport = endpoint, transport
-        self._credentials, self._clock = credentials, clock
+        self._credentials = credentials
 
     async def send(
         self,
@@ -118,9 +116,7 @@ class S3Requests:
         digest: str,
     ) -> Request:
         url = self.endpoint.url_of(self.endpoint.folder + key if key else "", query)
-        signed = sign(
-            self._credentials, self.endpoint.region, method, url, headers, body_digest=digest, now=self._clock()
-        )
+        signed = sign(self._credentials, self.endpoint.region, method, url, headers, body_digest=digest)
         return Request(method, url, what, signed, body)
 
 

@@ -1,4 +1,4 @@
-"""Signing of requests to an S3 store: AWS Signature Version 4, in the headers.
+"""Signing of requests to an S3 store: AWS Signature Version 4, in the headers, by AWS's own library.
 
 The signature travels in a header and never in a URL, so a URL can be shown and logged. The SHA-256 of the body is
 signed too: every S3 server compares it with what arrived, so damage on the way to it is an error and not an object.
@@ -7,17 +7,17 @@ signed too: every S3 server compares it with what arrived, so damage on the way 
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections.abc import Iterable, Mapping
-from functools import reduce
-from time import gmtime, strftime
-from urllib.parse import quote, urlsplit
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
 
 from storage.credentials import Credentials
 
-_SERVICE = "s3"
-_SCHEME = "AWS4-HMAC-SHA256"
 EMPTY_BODY_DIGEST = hashlib.sha256().hexdigest()
+_DIGEST = "body_digest"
 
 
 def encode_path(path: str) -> str:
@@ -31,50 +31,23 @@ def encode_query(fields: Mapping[str, str]) -> str:
     return "&".join(f"{name}={value}" for name, value in pairs)
 
 
+class _Signer(S3SigV4Auth):
+    """The library's, but for the digest of the body, which is taken once and not at every attempt."""
+
+    def payload(self, request: AWSRequest) -> str:
+        return str(request.context[_DIGEST])
+
+
 def sign(
-    credentials: Credentials,
-    region: str,
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    *,
-    body_digest: str,
-    now: float,
+    credentials: Credentials, region: str, method: str, url: str, headers: Mapping[str, str], *, body_digest: str
 ) -> dict[str, str]:
     """`headers` with those added that prove the request comes from who holds `credentials`.
 
     `url` has its path and query as `encode_path` and `encode_query` make them; `body_digest` is the SHA-256 of the
-    body in hexadecimal; `now` is in Unix seconds and must be within 15 minutes of the store's clock.
+    body in hexadecimal. It is dated by this machine's clock, which must be within 15 minutes of the store's.
     """
-    parts = urlsplit(url)
-    time = strftime("%Y%m%dT%H%M%SZ", gmtime(now))
-    scope = (time[:8], region, _SERVICE, "aws4_request")
-    signed = {name.lower(): " ".join(value.split()) for name, value in headers.items()}
-    signed |= {"host": parts.netloc, "x-amz-content-sha256": body_digest, "x-amz-date": time}
-    names = ";".join(sorted(signed))
-    canonical = "\n".join(
-        (
-            method,
-            parts.path or "/",
-            parts.query,
-            *(f"{name}:{signed[name]}" for name in sorted(signed)),
-            "",
-            names,
-            body_digest,
-        )
-    )
-    text = "\n".join((_SCHEME, time, "/".join(scope), hashlib.sha256(canonical.encode()).hexdigest()))
-    signature = hmac.new(_key(credentials, scope), text.encode(), "sha256").hexdigest()
-    proof = f"{_SCHEME} Credential={credentials.key_id}/{'/'.join(scope)}, SignedHeaders={names}, Signature={signature}"
-    added = {"host": parts.netloc, "x-amz-content-sha256": body_digest, "x-amz-date": time, "authorization": proof}
-    return {**headers, **added}
-
-
-def _key(credentials: Credentials, scope: Iterable[str]) -> bytes:
-    """What signs on this day, in this region. Made anew for each request and bound to no name: whoever has it can
-    sign until the day is over."""
-    return reduce(
-        lambda key, part: hmac.digest(key, part.encode(), "sha256"),
-        scope,
-        b"AWS4" + credentials.secret.reveal().encode(),
-    )
+    request = AWSRequest(method, url, headers=dict(headers))
+    request.context[_DIGEST] = body_digest
+    key = ReadOnlyCredentials(credentials.key_id, credentials.secret.reveal(), None)
+    _Signer(key, "s3", region).add_auth(request)
+    return dict(request.headers)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.bucket import Bucket
-from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge
+from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge, WrongSize
 from tests.storage.stores import S3, Opened, Store, in_directory, over_https
 from tests.storage.tls import Tls
 
@@ -95,6 +95,36 @@ def test_a_conditional_put_keeps_the_first_object(store: Store) -> None:
         assert await bucket.get("a/b", limit_bytes=10) == b"third"
 
     store.run(scenario)
+
+
+class Pieces:
+    """A writer that keeps what it gets where it belongs."""
+
+    def __init__(self) -> None:
+        self.found = bytearray()
+
+    async def write(self, at: int, piece: bytes) -> None:
+        del self.found[at:]
+        assert len(self.found) == at
+        self.found += piece
+
+
+def test_a_range_is_copied_piece_by_piece_from_an_object_of_known_size(readable: Store) -> None:
+    data = bytes(range(256)) * 40_000
+
+    async def scenario(store: Opened) -> None:
+        await store.writer.put("a", data)
+        for start, length in ((0, len(data)), (1, 5_000_000), (len(data) - 1, 1)):
+            pieces = Pieces()
+            await store.reader.copy_range("a", start, length, pieces, size_bytes=len(data))
+            assert pieces.found == data[start : start + length]
+        for size_bytes in (len(data) - 1, len(data) + 1):
+            with pytest.raises(WrongSize):
+                await store.reader.copy_range("a", 0, 10, Pieces(), size_bytes=size_bytes)
+        with pytest.raises(NotFound):
+            await store.reader.copy_range("b", 0, 10, Pieces(), size_bytes=10)
+
+    readable.run_both(scenario)
 
 
 def test_of_many_conditional_puts_at_once_exactly_one_succeeds(store: Store) -> None:

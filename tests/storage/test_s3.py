@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import boto3
+import botocore.auth
 import pytest
 from botocore.config import Config
 
@@ -105,11 +106,13 @@ def test_a_bucket_that_is_not_there_is_an_error_that_says_so(s3: S3) -> None:
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_a_clock_that_is_wrong_is_named(s3: S3, hours: int) -> None:
+def test_a_clock_that_is_wrong_is_named(s3: S3, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda **_: wrong)
+
     async def scenario() -> None:
         async with transport() as shared:
-            clock = lambda: time.time() + 3600 * hours  # noqa: E731
-            bucket = S3Bucket(s3.endpoint(), s3.keys.read, shared, clock=clock)
+            bucket = S3Bucket(s3.endpoint(), s3.keys.read, shared)
             with pytest.raises(AccessRefused, match="set the clock"):
                 await bucket.get("a", limit_bytes=1)
 
