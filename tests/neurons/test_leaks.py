@@ -207,7 +207,9 @@ def test_a_store_that_is_rude_from_the_start_ends_a_miner_without_a_secret(netwo
     assert seen.leaks(PLANTED, public=PUBLIC) == {}
 
 
-@pytest.mark.parametrize("crash_in", ["storage.signing:_key", "storage.location:encode", "neurons.miner:Miner.window"])
+@pytest.mark.parametrize(
+    "crash_in", ["botocore.auth:SigV4Auth._sign", "storage.location:encode", "neurons.miner:Miner.window"]
+)
 def test_a_crash_shows_no_secret(network: Path, crash_in: str) -> None:
     with store(patience=10_000) as bucket:
         seen = run(network, "miner", bucket, logging.DEBUG, crash_in=crash_in, until=Clock(network, 60))

@@ -192,30 +192,3 @@ def test_what_is_not_installed_is_named_with_the_script_that_installs_it(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RadosgwError, match=r"radosgw.* not found: run scripts/install-radosgw"):
         server.start(tmp_path / "server")
-
-
-def test_what_is_saved_is_there_again_with_its_keys(tmp_path: Path, connect: Connect) -> None:
-    first = server.start(tmp_path / "store")
-    keys = first.create_bucket("kept")
-    connect(first, keys.write).put_object(Bucket="kept", Key="a/b", Body=b"hay")
-    first.save()
-    with server.resume(tmp_path / "store") as second:
-        assert second.url == first.url
-        reader = connect(second, keys.read)
-        assert reader.get_object(Bucket="kept", Key="a/b")["Body"].read() == b"hay"
-        with pytest.raises(ClientError) as error:
-            reader.put_object(Bucket="kept", Key="c", Body=b"")
-        assert _refused(error)
-    with pytest.raises(RadosgwError, match="it is lost"):  # that one was stopped, not saved
-        server.resume(tmp_path / "store")
-
-
-def test_a_saved_server_whose_port_is_taken_says_so_and_stays_saved(tmp_path: Path) -> None:
-    first = server.start(tmp_path / "store")
-    first.save()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", int(first.url.rpartition(":")[2])))
-        taken.listen()
-        with pytest.raises(RadosgwError, match="is taken: end what uses it"):
-            server.resume(tmp_path / "store")
-    server.resume(tmp_path / "store").stop()
