@@ -26,6 +26,7 @@ DATA = os.urandom(5 * RANGE + 77)
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.large.RANGE_BYTES", RANGE)
+    monkeypatch.setattr("storage.large._BATCH_BYTES", 1 << 16)  # so that some of a range is written before it breaks
 
 
 def serve(request: Request, data: bytes = DATA, tag: str = '"one"') -> Response:
