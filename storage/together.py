@@ -1,9 +1,10 @@
-"""Steps side by side that stand or fall together."""
+"""Steps side by side that stand or fall together, and steps in threads that nobody forgets."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -19,3 +20,17 @@ async def together(steps: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """What `work` returns, from a thread. A thread cannot be cancelled: if the caller is, it waits until `work` has
+    ended all the same, because it would go on with files that the caller closes."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    finally:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it is the caller's by now, or that of whoever cancelled it

@@ -6,6 +6,7 @@ import asyncio
 import os
 import tracemalloc
 from pathlib import Path
+from threading import Event
 
 import pytest
 from blake3 import blake3
@@ -13,6 +14,7 @@ from blake3 import blake3
 from storage.errors import DiskUnusable, NotFound, StorageError, Unavailable
 from storage.https import HttpsBucket
 from storage.large import download, upload
+from storage.together import in_thread
 from storage.transfer import Reach, Transport
 from tests.storage.proxy import FAULTS, Fault, Proxy, Request, Response
 from tests.storage.stores import S3, transport
@@ -24,6 +26,7 @@ DATA = os.urandom(5 * RANGE + 77)
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storage.large.RANGE_BYTES", RANGE)
+    monkeypatch.setattr("storage.large._BATCH_BYTES", 1 << 16)  # so that some of a range is written before it breaks
 
 
 def serve(request: Request, data: bytes = DATA, tag: str = '"one"') -> Response:
@@ -206,3 +209,27 @@ def test_memory_does_not_grow_with_the_object(s3: S3, tmp_path: Path, monkeypatc
     up, down = asyncio.run(scenario())
     assert up < 40 << 20
     assert down < 32 << 20
+
+
+def test_a_cancelled_caller_waits_for_its_thread() -> None:
+    """Else the thread would write into whatever file gets the number of the one that was closed."""
+    begun, go_on, ended = Event(), Event(), Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait()
+        ended.set()
+
+    async def scenario() -> None:
+        task = asyncio.create_task(in_thread(work))
+        await asyncio.to_thread(begun.wait)
+        for _ in range(2):  # even if somebody insists
+            task.cancel()
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(scenario())
