@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 
-.PHONY: setup tools demo test lint check bench fuzz clean
+.PHONY: setup tools radosgw demo test lint check bench fuzz images clean
 
 setup: $(STAMP)  ## a virtual environment with everything that Windrow needs
 tools: $(TOOLS)  ## and with what tests and checks need: Triton alone takes 1 GB
@@ -24,7 +24,10 @@ $(TOOLS): $(STAMP)
 demo: setup  ## a whole network on this machine, in the folder demo/; run it again to go on
 	$(BIN)/windrow up --dir demo --miners 4 --validators 1 --cheats copycat,freerider --windows 14
 
-test: tools  ## everything that must hold
+radosgw:  ## the S3 server of the tests: Debian's packages, where this user may install them
+	@scripts/install-radosgw || echo "without radosgw, tests that need a real S3 server are skipped"
+
+test: tools radosgw  ## everything that must hold
 	$(BIN)/python -m pytest
 
 lint: tools  ## format, style, types
@@ -40,6 +43,11 @@ bench: setup  ## what a window costs on this machine, and the codec against plai
 
 fuzz: tools  ## look for bytes that confuse the decoder, for a minute
 	$(BIN)/python tests/fuzz/decoder.py -max_total_time=60
+
+images:  ## container images of the neurons (docker/README.md); PIP_ARGS goes to pip
+	for target in windrow windrow-gpu; do \
+		docker build --file docker/Dockerfile --target $$target --tag $$target --build-arg PIP_ARGS="$(PIP_ARGS)" . || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) demo

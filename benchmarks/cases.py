@@ -12,7 +12,7 @@ from bittensor_core import Keypair
 from benchmarks import torch_chain
 from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.training.inner import InnerTrainer
-from neurons.training.model import build_model, initial_parameters, parameter_shapes
+from neurons.training.model import initial_parameters, model_layout
 from protocol.run import Run, SparseLoCo, preset_table, run_from_table
 from protocol.sparseloco.aggregate import outer_step
 from protocol.sparseloco.compress import compress, decompress
@@ -59,8 +59,7 @@ def run_of(preset: str) -> Run:
 
 def layout_of(run: Run) -> Layout:
     """The layout of a run's model, of which nothing is allocated."""
-    with torch.device("meta"):
-        return Layout.from_shapes(parameter_shapes(build_model(run.model)))
+    return model_layout(run.model)
 
 
 def layers_layout(run: Run, elements: int) -> Layout:

@@ -61,7 +61,7 @@ class Copycat(Miner):
     async def _post_as_own(self, window: Window, victim: Peer, theirs: Seal) -> None:
         shards = await self.exchange.read_shards(victim.bucket, window.number, victim.hotkey, theirs.shards)
         for index, shard in enumerate(shards):
-            await self.parts.bucket.put(self.keys.shard(window.number, self.hotkey, index), shard)
+            await self.parts.bucket.put(self.keys.shard(window.number, self.hotkey, index), shard.read_bytes())
         mine = theirs.model_copy(update={"signer": self.hotkey, "signature": ""}).signed(self.parts.hotkey)
         await self.parts.bucket.put(self.keys.seal(window.number, self.hotkey), mine.canonical())
         self.report(f"posted the sealed shards of uid {victim.uid}")

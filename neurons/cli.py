@@ -15,12 +15,14 @@ import typer
 from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
-from neurons.folder import CHEATS, Charter, require_network
+from neurons.flags import with_settings
+from neurons.folder import CHEATS, Charter, Storage, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
     from neurons.explain import Explanation
     from neurons.leaderboard.view import View, Watcher
     from neurons.node import Node
+    from protocol.run import Run
 
 EXIT_INTERRUPTED = 130
 
@@ -34,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 cheats = typer.Typer(no_args_is_help=True)
+runs = typer.Typer(no_args_is_help=True)
+app.add_typer(runs, name="run", help="Make, show and publish the constants of a run.")
 app.add_typer(cheats, name="cheat", help="Run a miner that cheats, to see it fail.")
 
 
@@ -55,51 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_neuron(group: typer.Typer, name: str, load: Callable[[], type[Node]], text: str) -> None:
-    """Add the command that runs one kind of neuron. All kinds have the same options, those that Bittensor users type
-    among them; each is a field of `NodeSettings`, and None when it was not given."""
+    """Add the command that runs one kind of neuron. All kinds have the same options."""
 
-    def run(
-        dir: Annotated[Path | None, typer.Option("--dir", help="Folder of a network on this machine.")] = None,
-        wallet_name: Annotated[str | None, typer.Option("--wallet.name", help="Name of the wallet.")] = None,
-        wallet_hotkey: Annotated[str | None, typer.Option("--wallet.hotkey", help="Name of its hotkey.")] = None,
-        wallet_path: Annotated[Path | None, typer.Option("--wallet.path", help="Folder of wallets.")] = None,
-        register_hotkey: Annotated[
-            bool | None, typer.Option("--register", help="Register the hotkey on the subnet if it is not.")
-        ] = None,
-        netuid: Annotated[int | None, typer.Option("--netuid", help="Subnet; the built-in chain has number 1.")] = None,
-        subtensor_network: Annotated[
-            str | None, typer.Option("--subtensor.network", help="Chain; 'local' is the built-in one.")
-        ] = None,
-        subtensor_chain_endpoint: Annotated[
-            str | None, typer.Option("--subtensor.chain_endpoint", help="Where the chain is: sqlite:PATH.")
-        ] = None,
-        run: Annotated[Path | None, typer.Option("--run", help="run.toml of the run.")] = None,
-        dataset: Annotated[Path | None, typer.Option("--dataset", help="The run's dataset.")] = None,
-        buckets: Annotated[Path | None, typer.Option("--buckets", help="All buckets.")] = None,
-        state: Annotated[Path | None, typer.Option("--state", help="Local state and status.")] = None,
-        threads: Annotated[int | None, typer.Option("--threads", help="Threads torch may use.")] = None,
-        dtype: Annotated[str | None, typer.Option("--dtype", help="bf16, fp32 or auto: the faster one.")] = None,
-        config: Annotated[Path | None, typer.Option("--config", help="TOML file of these settings.")] = None,
-    ) -> None:
+    @with_settings
+    def run(flags: dict[str, object], config: Path | None) -> None:
         from neurons.process import run_neuron
         from neurons.settings import load_settings
 
-        flags = {
-            "dir": dir,
-            "run": run,
-            "dataset": dataset,
-            "buckets": buckets,
-            "state": state,
-            "wallet_name": wallet_name,
-            "wallet_hotkey": wallet_hotkey,
-            "wallet_path": wallet_path,
-            "netuid": netuid,
-            "subtensor_network": subtensor_network,
-            "subtensor_chain_endpoint": subtensor_chain_endpoint,
-            "threads": threads,
-            "dtype": dtype,
-            "register_hotkey": register_hotkey,
-        }
         run_neuron(load(), load_settings(flags, os.environ, config))
 
     group.command(name, help=text)(run)
@@ -129,6 +95,113 @@ for kind, what in CHEATS.items():
     _add_neuron(cheats, kind, partial(_cheat, kind), what)
 
 
+@app.command("doctor")
+@with_settings
+def doctor(
+    flags: dict[str, object],
+    config: Path | None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Whether a node could take part with these settings, from this machine: every check, and what to do."""
+    from neurons.doctor.report import run_doctor
+    from neurons.settings import read_settings
+
+    console = Console(stderr=as_json)
+    with console.status("looking") as status:
+        diagnosis = run_doctor(
+            read_settings(flags, os.environ, config), lambda name: status.update(f"looking at {name}")
+        )
+    if as_json:
+        print(json.dumps(diagnosis.to_json()))
+    else:
+        console.print(diagnosis.table())
+    raise typer.Exit(diagnosis.exit_code)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+_AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@runs.command("new")
+def new_run(
+    name: Annotated[str, typer.Argument(help="What the run is called: a-z 0-9 -.")],
+    preset: Annotated[str, typer.Option(help="What to start from: a preset or a TOML file of constants.")] = "150m",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, in place of the preset's.", show_default=False)
+    ] = None,
+    from_block: Annotated[
+        int | None, typer.Option(min=0, help="Begin with the first window at or after this block.", show_default="0")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="NAME.toml")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Make the constants of a new run, and show what they mean."""
+    from neurons.run_commands import new
+
+    path = out or Path(f"{name}.toml")
+    run = new(path, name, preset, changes or [], from_block)
+    Console(stderr=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    _show(run, as_json)
+
+
+@runs.command("show")
+def show_run(
+    source: Annotated[str, typer.Argument(help="A preset, a TOML file of constants, or where a run is published.")],
+    as_json: _AsJson = False,
+) -> None:
+    """What a run is, and what it asks of a machine."""
+    from neurons.run_commands import find
+
+    _show(asyncio.run(find(source)), as_json)
+
+
+@runs.command("publish")
+def publish_run(
+    file: Annotated[Path, typer.Argument(help="The constants, as `windrow run new` wrote them.")],
+    bucket: Annotated[str, typer.Option(help="Where to: s3://…, r2://…, https://…, or a folder.")],
+    public_url: Annotated[
+        str | None, typer.Option(help="https URL under which anybody reads that bucket.", show_default="none")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Folder of text to train on.", show_default="the standard library")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset that exists, by folder or URL, instead of text.", show_default="none")
+    ] = None,
+    network: Annotated[str | None, typer.Option("--subtensor.network", help="Chain that the run goes on.")] = None,
+    netuid: Annotated[int | None, typer.Option(min=1, help="Subnet that the run goes on.")] = None,
+    aws_profile: Annotated[str | None, typer.Option(help="AWS profile with the key that writes.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Publish a run: its dataset, its first state, and run.toml. Again after an interruption, it adds the rest."""
+    from neurons.publishing import Order
+    from neurons.run_commands import facts, facts_table, publish_run, read_table
+    from storage.profiles import profile_from
+
+    console = Console(stderr=as_json)
+
+    def say(what: str) -> None:
+        console.print(what, highlight=False, markup=False, soft_wrap=True)
+
+    order = Order(read_table(file), text, dataset, network, netuid)
+    genesis, where = asyncio.run(publish_run(say, order, bucket, public_url, profile_from(os.environ, aws_profile)))
+    if as_json:
+        print(json.dumps(facts(genesis.run) | {"run": where}))
+        return
+    console.print(facts_table(facts(genesis.run)))
+    say(f"\npublished; a node takes part with: --run {where}")
+
+
+def _show(run: Run, as_json: bool) -> None:
+    from neurons.run_commands import facts, facts_table
+
+    if as_json:
+        print(json.dumps(facts(run)))
+    else:
+        Console().print(facts_table(facts(run)))
+
+
 # --- a network on this machine ----------------------------------------------------------------------------
 
 Dir = Annotated[Path, typer.Option("--dir", help="Folder of a network on this machine.")]
@@ -156,6 +229,10 @@ def up(
     block_seconds: Annotated[
         float | None, typer.Option(min=0.05, help="Block time of a new network.", show_default="1")
     ] = None,
+    storage: Annotated[
+        Storage | None,
+        typer.Option(help="Buckets of a new network: folders, or an S3 server (radosgw).", show_default="directory"),
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live screen.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
@@ -165,7 +242,7 @@ def up(
 
     console = Console(stderr=as_json)
     kinds = None if cheats is None else tuple(kind.strip() for kind in cheats.split(",") if kind.strip())
-    wishes = Wishes(miners, validators, kinds, preset, block_seconds, text)
+    wishes = Wishes(miners, validators, kinds, preset, block_seconds, text, storage)
     outcome = run_up(folder.absolute(), wishes, windows, console, plain or not console.is_terminal)
     if as_json:
         print(json.dumps(outcome.table))
@@ -217,14 +294,11 @@ def explain(
 
 
 def _read(folder: Path, charter: Charter, read: Callable[[Watcher], Awaitable[Read]]) -> Read:
-    from neurons.localnet import open_watcher
+    from neurons.localnet import watched
 
     async def run() -> Read:
-        watcher = open_watcher(folder.absolute(), charter)
-        try:
+        async with watched(folder.absolute(), charter) as watcher:
             return await read(watcher)
-        finally:
-            await watcher.chain.close()
 
     return asyncio.run(run())
 

@@ -59,6 +59,13 @@ class NotJudged(NeuronError):
     exit_code = 8
 
 
+class RadosgwError(NeuronError):
+    """The S3 server of this machine cannot be started or does not do what it is asked: it is not installed, its port
+    is taken, or one of its processes ended; the end of its log is in the sentence."""
+
+    exit_code = 9
+
+
 EXPECTED_ERRORS = (NeuronError, ProtocolError, StorageError)
 """What ends a command with one sentence instead of a traceback."""
 

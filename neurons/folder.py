@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bittensor_core import Keypair
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,9 @@ BUILT_IN_CHAIN = "sqlite:"
 
 CHEATS = {"copycat": "Post what others have trained.", "freerider": "Train nothing and send noise or zeros."}
 """What each kind of cheat does. The classes are in `neurons.adversaries`, which brings torch along; this does not."""
+
+Storage = Literal["directory", "s3"]
+"""What buckets are: folders, or buckets of an S3 server on this machine."""
 
 _CHARTER_FILE = "network.json"
 _FOUNDING_MARK = ".founding"
@@ -42,14 +46,15 @@ class Member(BaseModel):
 
 
 class Charter(BaseModel):
-    """What `network.json` says: the digest of run.toml, who was there at the founding, and of which folder the text
-    came (the standard library when None)."""
+    """What `network.json` says: the digest of run.toml, who was there at the founding, of which folder the text came
+    (the standard library when None), and what the buckets of its members are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_digest: str
     members: tuple[Member, ...]
     text: str | None
+    storage: Storage = "directory"
 
     def count(self, role: str) -> int:
         """How many members have this role."""
@@ -91,6 +96,11 @@ class Places:
         return self.folder / "buckets"
 
     @property
+    def store(self) -> Path:
+        """The S3 server, if the buckets are there."""
+        return self.folder / "store"
+
+    @property
     def wallets(self) -> Path:
         """Bittensor wallets."""
         return self.folder / "wallets"
@@ -107,6 +117,10 @@ class Places:
     def log(self, name: str) -> Path:
         """What the process of a neuron prints."""
         return self.node(name) / "log"
+
+    def keys(self, name: str) -> Path:
+        """Settings of a neuron whose bucket is in the S3 server: where it is, and both keys."""
+        return self.node(name) / "bucket.toml"
 
     def settings(self) -> dict[str, Path | str]:
         """The settings of a neuron of this network."""

@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from neurons import founding, nursery, screens
+from neurons import founding, nursery, screens, store
 from neurons.errors import FolderError, NetworkError
 from neurons.folder import (
     Charter,
@@ -43,6 +43,7 @@ from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import StorageError
 from storage.location import decode, open_bucket
+from storage.transfer import Reach, Transport
 
 _JOIN_SECONDS = 60.0
 """How long the chain waits for neurons that are still starting; one that hangs must not hold up the others."""
@@ -149,11 +150,13 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
             plan = founding.plan(wishes)
             say(f"founding a network in {folder}: {len(plan.members)} neurons")
             context = stack.enter_context(nursery.preloaded())
-            dtype = _found(context, folder, plan, say)
+            dtype = _found(context, folder, plan, say, stack)
             charter = require_network(folder)
         else:
             run = asyncio.run(_check(folder, charter, wishes))
             say(f"resuming the network in {folder}: {len(charter.members)} neurons")
+            if charter.storage == "s3":
+                stack.enter_context(store.start(folder))
             say("loading torch and transformers, once for all neurons")
             context = stack.enter_context(nursery.preloaded())
             dtype = _probe(context, run, say)
@@ -161,14 +164,21 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
         return asyncio.run(_run(context, folder, charter, dtype, windows, screen, console, began))
 
 
-def open_watcher(folder: Path, charter: Charter) -> Watcher:
-    """A reader of the network in `folder`: its chain and buckets, no wallet, no local state."""
+@asynccontextmanager
+async def watched(folder: Path, charter: Charter) -> AsyncIterator[Watcher]:
+    """A reader of the network in `folder` during the block: its chain and buckets, no wallet, no local state."""
     run = founded_run(folder, charter)
-    return _watcher(folder, run, LocalChain.open(Places(folder).chain))
+    with store.serving(folder, charter):
+        chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
+        try:
+            yield _watcher(folder, run, chain, transport)
+        finally:
+            await transport.close()
+            await chain.close()
 
 
-def _watcher(folder: Path, run: Run, chain: LocalChain) -> Watcher:
-    return Watcher(run, chain, lambda data: open_bucket(decode(data), Places(folder).buckets))
+def _watcher(folder: Path, run: Run, chain: LocalChain, transport: Transport) -> Watcher:
+    return Watcher(run, chain, lambda data: open_bucket(decode(data), transport, Places(folder).buckets))
 
 
 def names(folder: Path, charter: Charter) -> dict[str, str]:
@@ -179,17 +189,25 @@ def names(folder: Path, charter: Charter) -> dict[str, str]:
 # --- before the first block -------------------------------------------------------------------------------
 
 
-def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: Say) -> str:
+def _found(context: ForkServerContext, folder: Path, plan: founding.Plan, say: Say, stack: contextlib.ExitStack) -> str:
     """Make the network in processes of their own; returns what to compute in. The text is cut while the fork server
-    still imports, by a process that needs nothing of that."""
+    still imports, by a process that needs nothing of that. Where buckets are in an S3 server, that one runs from here
+    on until `stack` ends."""
     with under_construction(folder), contextlib.ExitStack() as calls:
+        serving = calls.enter_context(contextlib.ExitStack())
+        if plan.storage == "s3":
+            server = serving.enter_context(store.start(folder))
+            say(f"radosgw serves S3 at {server.url}: a bucket and two keys for each neuron")
+            store.make_buckets(server, folder, [name for name, _ in plan.members])
         spawn = multiprocessing.get_context("spawn")
         text = calls.enter_context(contextlib.closing(Call(spawn, founding.write_text, folder, plan)))
         dataset_digest = text.result(say)
         rest = Call(context, founding.write_rest, folder, plan, dataset_digest)
         calls.enter_context(contextlib.closing(rest))
         rest.result(say)
-        return _probe(context, plan.draft, say)
+        dtype = _probe(context, plan.draft, say)
+        stack.push(serving.pop_all())
+        return dtype
 
 
 async def _check(folder: Path, charter: Charter, wishes: founding.Wishes) -> Run:
@@ -238,8 +256,8 @@ async def _run(
     console: Console,
     began: float,
 ) -> Outcome:
-    chain = LocalChain.open(Places(folder).chain)
-    watcher = _watcher(folder, founded_run(folder, charter), chain)
+    chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
+    watcher = _watcher(folder, founded_run(folder, charter), chain, transport)
     first = window_of((await chain.head()).number, watcher.run.time)
     target = None if windows is None else first + windows
     network = Network(folder, charter, chain, watcher, target, began)
@@ -257,6 +275,7 @@ async def _run(
         # Only now: nothing moves any more, so any later look at the folder gives the same numbers.
         view = await watcher.refresh()
     finally:
+        await transport.close()
         await chain.close()
     seconds, roots = time.time() - began, network.roots()
     if view.windows:
@@ -351,6 +370,8 @@ def _table(network: Network, view: View, roots: dict[str, str], seconds: float) 
 def _start(context: ForkServerContext, folder: Path, member: Member, dtype: str) -> Child:
     kind = [member.role] if member.role in ("miner", "validator") else ["cheat", member.role]
     arguments = [*kind, "--dir", str(folder), "--wallet.name", member.name, "--dtype", dtype]
+    if Places(folder).keys(member.name).exists():
+        arguments += ["--config", str(Places(folder).keys(member.name))]
     log = Places(folder).log(member.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Whoever has no status yet has not joined; one of the last time must not speak for it.

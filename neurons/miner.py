@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from neurons.clock import stop_at, until
+from neurons.leaderboard.words import plain
 from neurons.node import Node, Parts
 from neurons.rounds import Sealed
 from neurons.training.inner import InnerResult, InnerTrainer
 from protocol.errors import NotFinite
+from protocol.ledger.manifest import Manifest
 from protocol.sparseloco.compress import compress
 from protocol.sparseloco.payload import Header, sync_proof
 from protocol.window import Window, deadlines
@@ -127,6 +129,18 @@ class Miner(Node):
         """Let the rest of the window pass."""
         self.report(f"sitting out window {window.number}")
         await until(self.chain, window.close_block)
+
+    async def apply(self, manifest: Manifest) -> None:
+        """As for every node; and says what became of the own contribution."""
+        await super().apply(manifest)
+        if any(contribution.hotkey == self.hotkey for contribution in manifest.contributions):
+            log.info("window %d: credited, the own contribution was applied by everybody", manifest.window)
+        for refusal in manifest.rejected:
+            if refusal.hotkey == self.hotkey:
+                detail = plain(refusal.detail)
+                log.warning(
+                    "window %d: the own contribution was rejected: %s: %s", manifest.window, refusal.reason, detail
+                )
 
     def training_end(self, window: Window) -> int:
         """The block at which training stops: the close, or earlier by what uploading takes beyond the g blocks

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from bittensor_core import Keypair
 
-from neurons.clock import tick
+from neurons.clock import tick, until
 from neurons.errors import NodeError
 from neurons.rounds import Exchange, Peer
+from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
@@ -37,7 +38,7 @@ from protocol.ledger.state import State, state_root
 from protocol.run import Run
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload
-from protocol.window import Window, failover_block, window_of
+from protocol.window import Window, deadlines, failover_block, window_of
 from storage.bucket import Bucket
 from storage.checkpoint import Checkpoint, read_checkpoint
 from storage.dataset import Dataset
@@ -53,7 +54,8 @@ _RECENT_ROOTS = 16
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a neuron is made of. `location` is the commitment that says where `bucket`, its own, is read;
-    `open_bucket` opens a peer's bucket from its commitment; `folder` holds its local state."""
+    `open_bucket` opens a peer's bucket from its commitment; `folder` holds its local state; `publisher` is the bucket
+    in which the run was published, if it was, with its first checkpoint."""
 
     name: str
     run: Run
@@ -61,10 +63,11 @@ class Parts:
     dataset: Dataset
     hotkey: Keypair
     bucket: Bucket
-    location: bytes
+    location: bytes = field(repr=False)
     open_bucket: Callable[[bytes], Bucket]
     folder: Path
     dtype: torch.dtype
+    publisher: Bucket | None = None
 
 
 class Node:
@@ -78,7 +81,9 @@ class Node:
         self.hotkey = parts.hotkey.ss58_address
         self.model = build_model(self.run.model)
         self.layout = Layout.from_shapes(parameter_shapes(self.model))
-        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket)
+        spool = Spool(parts.folder / "sealed")
+        spool.clear()
+        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, spool)
         self.keys = self.exchange.keys
         self.uid = -1
         self.roots: dict[str, int] = {}
@@ -129,6 +134,10 @@ class Node:
             raise NodeError(f"uid {self.uid} has no slot: this run deals pages to {self.run.dataset.slots} uids")
         if (await self.chain.commitments()).get(self.hotkey) != self.parts.location:
             await self.chain.commit(self.parts.hotkey, self.parts.location)
+        first = deadlines(self.run.time.first_window, self.run.time).start_block
+        if (await self.chain.head()).number < first:
+            self.report(f"waiting for block {first}, in which the run begins")
+            await until(self.chain, first)
         await self.load()
 
     # --- the ledger ---------------------------------------------------------------------------------------
@@ -263,14 +272,18 @@ class Node:
         return None
 
     async def load(self) -> None:
-        """Take over the newest checkpoint that the ledger confirms."""
+        """Take over the newest checkpoint that the ledger confirms. The first one of a run lies where it was
+        published."""
         shapes = {p.name: p.shape for p in self.layout.parameters}
         while True:
-            for source in await self.ledger_sources():
+            buckets = [(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
+            if self.parts.publisher is not None:
+                buckets.append(("the run's publisher", self.parts.publisher))
+            for owner, bucket in buckets:
                 try:
-                    checkpoint = await read_checkpoint(source.bucket, self.keys, window=None, shapes=shapes)
+                    checkpoint = await read_checkpoint(bucket, self.keys, window=None, shapes=shapes)
                 except StorageError as error:
-                    self.complain(f"checkpoint from uid {source.uid}: {error}")
+                    self.complain(f"checkpoint from {owner}: {error}")
                     continue
                 if await self._take(checkpoint):
                     return

@@ -7,29 +7,36 @@ import logging
 import shlex
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import torch
 import uvloop
 from bittensor.wallet import Wallet
 from bittensor_core import KeyfileError, Keypair
 
+from neurons.doctor.stores import OwnStore, require_store
 from neurons.errors import ConfigError, FolderError, WalletError
-from neurons.folder import bucket_name, held, read_run
+from neurons.folder import bucket_name, held
 from neurons.node import Node, Parts
 from neurons.precompile import precompile
-from neurons.settings import NodeSettings
+from neurons.publication import Publication, Published, read_published
+from neurons.settings import BuiltInChain, NodeSettings
 from neurons.training.model import build_model
 from neurons.training.precision import fastest_dtype
 from protocol.chain.local import LocalChain
 from protocol.chain.port import Chain
+from protocol.chain.subtensor import SubtensorChain
 from protocol.errors import AlreadyRegistered
 from protocol.run import Run
-from storage.dataset import open_dataset
-from storage.directory import DirectoryBucket
-from storage.errors import DatasetError
-from storage.location import LocalLocation, decode, encode, open_bucket
+from storage.bucket import Bucket
+from storage.location import LocalLocation, Location, decode, encode, open_bucket
+from storage.s3 import S3Bucket
+from storage.transfer import Reach, Transport
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""What a model may compute in, by the name in the settings."""
 
 _PREDECESSOR_SECONDS = 5.0
 """How long a new process waits for an ending one of the same neuron: longer than that takes to end."""
@@ -40,7 +47,7 @@ def run_neuron(kind: type[Node], settings: NodeSettings) -> None:
     torch.set_num_threads(settings.threads)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # What is not there must be found before anything is made for this neuron.
-    run, hotkey = read_run(settings.run), open_hotkey(settings)
+    published, hotkey = uvloop.run(_find_run(settings)), open_hotkey(settings)
     try:
         settings.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,54 +55,105 @@ def run_neuron(kind: type[Node], settings: NodeSettings) -> None:
     busy = f"{settings.name} is running already, in another process; stop that one or use another wallet"
     # Two processes with one hotkey would overwrite each other's seals and state.
     with held(settings.folder, busy, _PREDECESSOR_SECONDS):
-        uvloop.run(_live(kind, settings, run, hotkey))
+        uvloop.run(_live(kind, settings, published, hotkey))
 
 
-async def _live(kind: type[Node], settings: NodeSettings, run: Run, hotkey: Keypair) -> None:
+async def _find_run(settings: NodeSettings) -> Published:
+    async with transports(settings) as ways:
+        return await read_published(settings.run, ways.own)
+
+
+async def _live(kind: type[Node], settings: NodeSettings, published: Published, hotkey: Keypair) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     try:
         await asyncio.to_thread(precompile)
-        parts = await open_parts(settings, run, hotkey)
-        try:
-            await kind(parts).run_forever()
-        finally:
-            await parts.chain.close()
+        async with transports(settings) as ways:
+            parts = await open_parts(settings, published, hotkey, ways)
+            try:
+                await kind(parts).run_forever()
+            finally:
+                await parts.chain.close()
     except asyncio.CancelledError:
         logging.getLogger(__name__).info("stopped")
 
 
-async def open_parts(settings: NodeSettings, run: Run, hotkey: Keypair) -> Parts:
-    """Open everything else that the settings name. Each thing that is missing is its own error."""
-    chain = LocalChain.open(settings.chain_file)
-    if settings.register_hotkey:
-        await _register(chain, settings, hotkey.ss58_address)
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How this process reaches stores: `own` those that its owner named, `peers` those that peers committed."""
+
+    own: Transport
+    peers: Transport
+
+
+@asynccontextmanager
+async def transports(settings: NodeSettings | None) -> AsyncIterator[Ways]:
+    """Connections to stores for the block. Off the built-in chain what a peer names must be public."""
+    built_in = settings is not None and isinstance(settings.chain, BuiltInChain)
+    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC))
     try:
-        dataset = await open_dataset(DirectoryBucket(settings.dataset), run.dataset.index_digest)
-    except DatasetError as error:
-        raise ConfigError(f"{settings.dataset} is not the run's dataset: {error}; correct --dataset") from error
-    location = LocalLocation(bucket_name(hotkey.ss58_address))
-    return Parts(
-        name=settings.name,
-        run=run,
-        chain=chain,
-        dataset=dataset,
-        hotkey=hotkey,
-        bucket=open_bucket(location, settings.buckets),
-        location=encode(location),
-        open_bucket=lambda commitment: open_bucket(decode(commitment), settings.buckets),
-        folder=settings.folder,
-        dtype=_DTYPES[probe_dtype(run) if settings.dtype == "auto" else settings.dtype],
-    )
+        yield ways
+    finally:
+        await ways.own.close()
+        await ways.peers.close()
+
+
+async def open_parts(settings: NodeSettings, published: Published, hotkey: Keypair, ways: Ways) -> Parts:
+    """Open everything else that the settings name. Each thing that is missing is its own error."""
+    chain = await open_chain(settings, published.publication)
+    try:
+        if settings.register_hotkey:
+            await _register(chain, settings, hotkey.ss58_address)
+        own = own_store(settings, hotkey.ss58_address, ways)
+        await require_store(own)
+        return Parts(
+            name=settings.name,
+            run=published.run,
+            chain=chain,
+            dataset=await published.open_dataset(settings.dataset, ways.own),
+            hotkey=hotkey,
+            bucket=own.bucket,
+            location=encode(own.location),
+            open_bucket=lambda commitment: open_bucket(decode(commitment), ways.peers, settings.buckets),
+            folder=settings.folder,
+            dtype=DTYPES[probe_dtype(published.run) if settings.dtype == "auto" else settings.dtype],
+            publisher=published.bucket(ways.own),
+        )
+    except BaseException:
+        await chain.close()
+        raise
+
+
+async def open_chain(settings: NodeSettings, publication: Publication) -> Chain:
+    """The chain of the settings, or else of the publication. Raises `ConfigError` when neither names one."""
+    if isinstance(settings.chain, BuiltInChain):
+        return LocalChain.open(settings.chain.file)
+    network, netuid = settings.chain.network or publication.network, settings.chain.netuid or publication.netuid
+    if network is None or netuid is None:
+        raise ConfigError(
+            "neither the settings nor the publication of the run name the subnet: give --subtensor.network and --netuid"
+        )
+    return await SubtensorChain.connect(network, netuid)
+
+
+def own_store(settings: NodeSettings, hotkey: str, ways: Ways) -> OwnStore:
+    """The own bucket of `hotkey`, as it writes it and as its peers will read it."""
+    if settings.own is not None:
+        bucket: Bucket = S3Bucket(settings.own.endpoint, settings.own.write, ways.own)
+        location: Location = settings.own.location
+    else:
+        location = LocalLocation(bucket_name(hotkey))
+        bucket = open_bucket(location, ways.own, settings.buckets)
+    return OwnStore(location, bucket, open_bucket(decode(encode(location)), ways.peers, settings.buckets))
 
 
 def probe_dtype(run: Run) -> str:
     """`bf16` or `fp32`, whichever trains this run's model faster on this machine: a probe of a second."""
     sequences = run.dataset.page_sequences * run.inner.pages_per_step
     fastest = fastest_dtype(build_model(run.model), run.dataset.sequence_tokens, sequences)
-    return next(name for name, dtype in _DTYPES.items() if dtype == fastest)
+    return next(name for name, dtype in DTYPES.items() if dtype == fastest)
 
 
 def open_hotkey(settings: NodeSettings) -> Keypair:
@@ -112,6 +170,17 @@ def open_hotkey(settings: NodeSettings) -> Keypair:
         return wallet.hotkey
     except (KeyfileError, OSError) as error:
         raise WalletError(f"the hotkey in {wallet.hotkey_file.path} cannot be opened: {error}; restore it") from error
+
+
+def coldkey_address(settings: NodeSettings) -> str | None:
+    """The ss58 address of the wallet's coldkey; None when neither it nor its public half is on this machine."""
+    wallet = _wallet(settings)
+    file = wallet.coldkeypub_file
+    try:
+        address: str | None = wallet.coldkeypub.ss58_address if file.exists_on_device() else None
+        return address
+    except (KeyfileError, OSError) as error:
+        raise WalletError(f"{file.path} cannot be opened: {error}; restore it") from error
 
 
 def _wallet(settings: NodeSettings) -> Wallet:

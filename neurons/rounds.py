@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bittensor_core import Keypair
 from blake3 import blake3
 
+from neurons.spool import Spool
 from protocol.errors import Reason, Rejected
 from protocol.gauntlet.checks import (
     StaleBase,
@@ -21,7 +23,6 @@ from protocol.gauntlet.checks import (
     check_payload_digest,
     check_reveal,
     check_seal,
-    check_shard,
     check_sync_proof,
 )
 from protocol.gauntlet.receipts import Submission
@@ -33,7 +34,7 @@ from protocol.sealing import SEAL_LIMIT_BYTES, Reveal, Seal, SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload, read_payload, shard_sizes, split
 from storage.bucket import Bucket
-from storage.errors import NotFound, SealError, StorageError, TooLarge
+from storage.errors import DiskUnusable, NotFound, SealError, StorageError, TooLarge
 from storage.keys import Keys
 from storage.seal import SEAL_OVERHEAD_BYTES, associated_data, decrypt_shard, encrypt_shard
 
@@ -46,7 +47,7 @@ class Peer:
 
     uid: int
     hotkey: str
-    location: bytes
+    location: bytes = field(repr=False)  # it holds a read key, which no log needs
     bucket: Bucket
 
 
@@ -59,13 +60,14 @@ class Sealed:
 
 
 class Exchange:
-    """How one neuron reads and writes the objects of a window. `hotkey` signs, `bucket` is its own."""
+    """How one neuron reads and writes the objects of a window. `hotkey` signs, `bucket` is its own, and `spool` keeps
+    what it fetches."""
 
-    def __init__(self, run: Run, layout: Layout, hotkey: Keypair, bucket: Bucket) -> None:
+    def __init__(self, run: Run, layout: Layout, hotkey: Keypair, bucket: Bucket, spool: Spool) -> None:
         self.run, self.layout, self.bucket = run, layout, bucket
         self.keys = Keys(run.digest()[:16])
         self._hotkey = hotkey
-        self._sealed: dict[str, bytes] = {}
+        self._spool = spool
         self._opened: dict[tuple[str, str], Payload] = {}
 
     @property
@@ -85,7 +87,7 @@ class Exchange:
 
     def forget(self) -> None:
         """Drop what was kept of the window that has been applied."""
-        self._sealed.clear()
+        self._spool.clear()
         self._opened.clear()
 
     # --- writing ------------------------------------------------------------------------------------------
@@ -134,17 +136,12 @@ class Exchange:
 
         await asyncio.gather(*(one(peer) for peer in peers))
 
-    async def read_shards(self, bucket: Bucket, window: int, hotkey: str, shards: Sequence[SealedShard]) -> list[bytes]:
-        """Encrypted shards with the sealed digests, from memory or from `bucket`."""
-        for index, shard in enumerate(shards):
-            if shard.digest not in self._sealed:
-                key = self.keys.shard(window, hotkey, index)
-                data = await _get_shard(bucket, key, shard.size_bytes)
-                check_shard(data, shard)
-                self._sealed[shard.digest] = data
-        return [self._sealed[shard.digest] for shard in shards]
+    async def read_shards(self, bucket: Bucket, window: int, hotkey: str, shards: Sequence[SealedShard]) -> list[Path]:
+        """Files of encrypted shards with the sealed digests, which are fetched from `bucket` unless they are here."""
+        names = [self.keys.shard(window, hotkey, index) for index in range(len(shards))]
+        return [await self._spool.fetch(bucket, name, shard) for name, shard in zip(names, shards, strict=True)]
 
-    async def open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes], digest: str) -> Payload:
+    async def open(self, window: int, hotkey: str, key: bytes, sealed: Sequence[Path], digest: str) -> Payload:
         """Decrypt and decode, in a worker thread, the payload with this digest; raises `Rejected`."""
         # By hotkey too: a seal that names another's payload must not get by without opening it under its own name.
         if (hotkey, digest) not in self._opened:
@@ -155,11 +152,11 @@ class Exchange:
             )
         return self._opened[hotkey, digest]
 
-    def decrypt(self, window: int, hotkey: str, key: bytes, sealed: Sequence[bytes]) -> bytes:
+    def decrypt(self, window: int, hotkey: str, key: bytes, sealed: Sequence[Path]) -> bytes:
         """The bytes of a payload; `Rejected(wrong_key)` if its shards do not open under this key and hotkey."""
         associated = associated_data(self.run.digest_bytes, window, hotkey)
         try:
-            return b"".join(decrypt_shard(key, index, associated, shard) for index, shard in enumerate(sealed))
+            return b"".join(decrypt_shard(key, i, associated, path.read_bytes()) for i, path in enumerate(sealed))
         except SealError as error:
             raise Rejected(Reason.WRONG_KEY, str(error)) from error
 
@@ -174,14 +171,8 @@ class Exchange:
     async def mirror(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish."""
         for index, shard in enumerate(shards):
-            await self.bucket.put(self.keys.shard(window, hotkey, index), self._sealed[shard.digest])
-
-
-async def _get_shard(bucket: Bucket, key: str, size_bytes: int) -> bytes:
-    try:
-        return await bucket.get(key, limit_bytes=size_bytes)
-    except TooLarge as error:
-        raise Rejected(Reason.SHARD_SIZE, str(error)) from error
+            data = await asyncio.to_thread(self._spool.path(shard).read_bytes)
+            await self.bucket.put(self.keys.shard(window, hotkey, index), data)
 
 
 # --- a validator's side -----------------------------------------------------------------------------------
@@ -371,11 +362,13 @@ class Round:
         raise Rejected(Reason.LATE_SEAL, "a seal appeared after the snapshot")
 
     async def _guarded(self, entry: Entry, step: Awaitable[None]) -> None:
-        """Let whatever goes wrong with one peer end here, as the reason of that peer."""
+        """Let whatever goes wrong with one peer end here, as the reason of that peer. Our own disk is nobody's."""
         try:
             await step
         except Rejected as rejected:
             entry.rejected = rejected
+        except DiskUnusable:
+            raise
         except StorageError as error:
             entry.rejected = Rejected(Reason.UNREACHABLE, str(error)[:200])
 

@@ -47,7 +47,7 @@ def public_key(address: str) -> bytes:
 class Document(BaseModel):
     """Base of everything that is published as JSON. Unknown fields and loose types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     def canonical(self) -> bytes:
         """Canonical JSON of the whole document: the bytes that are published."""

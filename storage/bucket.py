@@ -1,4 +1,4 @@
-"""The bucket port: seven verbs over named, immutable-by-convention byte objects (protocol §6).
+"""The bucket port: eight verbs over named, immutable-by-convention byte objects (protocol §6).
 
 A key is `/`-separated printable ASCII without empty, `.` or `..` parts, at most 512 characters: `check_key`
 is the one place that says so, and every adapter calls it first.
@@ -27,6 +27,14 @@ class ObjectInfo:
     last_modified: float
 
 
+class Writer(Protocol):
+    """Where the bytes of an object go that is not held in memory."""
+
+    async def write(self, at: int, piece: bytes) -> None:
+        """`piece` belongs `at` bytes after the beginning of what was asked for. After a failure that can be mended,
+        bytes that were written already may come once more."""
+
+
 class Bucket(Protocol):
     """One store. All methods may raise `BadKey` and `Unavailable`."""
 
@@ -41,6 +49,10 @@ class Bucket(Protocol):
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`; raises `NotFound`, or `StorageError` if the object ends before."""
+
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
+        """Give exactly `length` bytes from `start` to `writer`, without holding them. Raises like `get_range`, what
+        `writer` raises, and `WrongSize` if the whole object has not `size_bytes` bytes."""
 
     async def head(self, key: str) -> ObjectInfo:
         """Size and time of the object; raises `NotFound`."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from storage.bucket import ObjectInfo, check_key, check_prefix
-from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge, Unavailable
+from storage.bucket import ObjectInfo, Writer, check_key, check_prefix
+from storage.errors import AlreadyExists, BadKey, NotFound, StorageError, TooLarge, Unavailable, WrongSize
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a fifo that a peer planted must not wait for a writer.
@@ -32,6 +32,7 @@ _NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 _WRITE_ATTEMPTS = 100
 _LIST_BATCH_OBJECTS = 1000
+_COPIED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,14 @@ class DirectoryBucket:
         if start < 0 or length < 1:
             raise ValueError(f"a range needs start >= 0 and length >= 1, not {start} and {length}")
         return await asyncio.to_thread(_read_range, self.root, key, start, length)
+
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
+        """See `Bucket.copy_range`."""
+        if (there := (await self.head(key)).size_bytes) != size_bytes:
+            raise WrongSize(f"{key} has {there} bytes, not the {size_bytes} that it should have")
+        for at in range(0, length, _COPIED_BYTES):
+            piece = await self.get_range(key, start + at, min(_COPIED_BYTES, length - at))
+            await writer.write(at, piece)
 
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`. The time is the file's own modification time."""

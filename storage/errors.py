@@ -27,6 +27,30 @@ class Unavailable(StorageError):
     """The store did not answer, or answered with an error that is not about the object."""
 
 
+class AccessRefused(Unavailable):
+    """The store knows what was asked and does not allow it to this access key, or does not accept the key at all."""
+
+
+class ForbiddenAddress(Unavailable):
+    """A host is not one of the public internet, where alone a peer may send this node; nothing was connected."""
+
+
+class WrongSize(StorageError):
+    """An object does not have the size that was known before it was asked for."""
+
+
+class DiskUnusable(StorageError):
+    """A file of this node's own cannot be written: its disk is full or read-only. No peer's fault."""
+
+
+class NotSupported(StorageError):
+    """This kind of bucket cannot do what was asked of it, at no time and for nobody."""
+
+
+class BadCredentials(StorageError):
+    """An access key id or its secret is not one."""
+
+
 class BadLocation(StorageError):
     """A commitment does not say where a bucket is, in a form this node accepts."""
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from storage.bucket import Bucket, ObjectInfo
+from storage.bucket import Bucket, ObjectInfo, Writer
 from storage.errors import Unavailable
 
 _SLOWEST_BYTES_PER_SECOND = 2**20
@@ -39,6 +39,10 @@ class PatientBucket:
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         """See `Bucket.get_range`."""
         return await self._within(self.inner.get_range(key, start, length), length)
+
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
+        """See `Bucket.copy_range`."""
+        await self._within(self.inner.copy_range(key, start, length, writer, size_bytes=size_bytes), length)
 
     async def head(self, key: str) -> ObjectInfo:
         """See `Bucket.head`."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 from storage.bucket import Bucket
 from storage.checkpoint import complete_windows, latest_window
 from storage.keys import Keys
+from storage.s3 import S3Bucket
+
+UNFINISHED_SECONDS = 86_400.0
+"""After which an upload in parts is taken for one that nobody goes on with."""
 
 
 async def sweep(bucket: Bucket, keys: Keys, *, before_window: int, keep_checkpoints: int) -> None:
     """Delete the seals, shards and reveals of windows below `before_window`, and all checkpoints but the newest
-    `keep_checkpoints` (≥ 1, else `ValueError`).
+    `keep_checkpoints` (≥ 1, else `ValueError`). In an S3 store also what unfinished uploads left behind, which is in no
+    list and is paid for.
 
     The ledger and the receipts are never touched: they are what an audit walks. A checkpoint counts once the
     pointer has reached it, so one being written is neither deleted nor a reason to delete its predecessor.
@@ -19,6 +24,8 @@ async def sweep(bucket: Bucket, keys: Keys, *, before_window: int, keep_checkpoi
         raise ValueError(f"keep_checkpoints must be at least 1, not {keep_checkpoints}")
     await _sweep_windows(bucket, keys, before_window)
     await _sweep_checkpoints(bucket, keys, keep_checkpoints)
+    if isinstance(bucket, S3Bucket):
+        await bucket.abort_uploads(f"{keys.run}/", older_than_seconds=UNFINISHED_SECONDS)
 
 
 async def _sweep_windows(bucket: Bucket, keys: Keys, before_window: int) -> None:

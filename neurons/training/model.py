@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from neurons.errors import ConfigError, ModelError
+from protocol.sparseloco.layout import Layout
 
 # Importing transformers' model code takes 2.3 s on top of torch's 1.1 s (one Xeon core, transformers 5.23), so
 # it is imported inside build_model: a command that trains nothing does not pay for it.
@@ -50,6 +51,32 @@ def initial_parameters(config: Mapping[str, object], seed: int) -> np.ndarray:
 def parameter_shapes(model: torch.nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Name and shape of every parameter in `named_parameters` order; a tied parameter appears once."""
     return tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+
+
+def imagined(config: Mapping[str, object]) -> torch.nn.Module:
+    """The model of `config` with shapes and no numbers: nothing is allocated. Raises `ConfigError`."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def vocabulary_size(model: torch.nn.Module) -> int:
+    """How many different tokens the model takes."""
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
+def model_layout(config: Mapping[str, object]) -> Layout:
+    """The layout of the model of `config`, of which nothing is allocated. Raises `ConfigError`."""
+    return Layout.from_shapes(parameter_shapes(imagined(config)))
+
+
+def require_positions(config: Mapping[str, object], sequence_tokens: int) -> None:
+    """Raise `ConfigError` when the model of `config` is too short for sequences of `sequence_tokens`."""
+    positions = getattr(imagined(config).config, "max_position_embeddings", None)
+    if positions is not None and positions < sequence_tokens:
+        raise ConfigError(
+            f"[model]: it has {positions} positions and dataset.sequence_tokens is {sequence_tokens}; "
+            "give it as many or more"
+        )
 
 
 def parameter_count(model: torch.nn.Module) -> int:

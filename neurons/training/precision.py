@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from neurons.training.model import as_tokens, compute_in, token_losses
+from neurons.training.model import as_tokens, compute_in, token_losses, vocabulary_size
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -29,8 +29,7 @@ def fastest_dtype(
     because a neuron gives torch one thread. One pass of each warms up, then they alternate until
     `budget_seconds` are spent, at least once each; medians are compared. The model keeps no gradient.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    drawn = np.random.default_rng(0).integers(vocabulary, size=(batch_sequences, sequence_tokens))
+    drawn = np.random.default_rng(0).integers(vocabulary_size(model), size=(batch_sequences, sequence_tokens))
     batch = as_tokens(drawn.astype(np.int64))
     for dtype in _DTYPES:
         _pass(model, batch, dtype)

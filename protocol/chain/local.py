@@ -144,7 +144,7 @@ class LocalChain:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             return self._include(connection, extrinsic)
 
-    def balance(self, coldkey: str) -> float:
+    async def balance(self, coldkey: str) -> float:
         """TAO that `coldkey` (ss58) owns and has not staked; 0 for an unknown one."""
         with self._transaction("BEGIN") as connection:
             return runtime.balance_rao(connection, coldkey) / RAO_PER_TAO

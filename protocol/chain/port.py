@@ -66,6 +66,9 @@ class Chain(Protocol):
     async def weights(self) -> dict[int, dict[int, float]]:
         """Row-normalised weights in force: validator uid → {uid: share}."""
 
+    async def balance(self, coldkey: str) -> float:
+        """TAO that `coldkey` (ss58) owns and has not staked; 0 for an unknown one."""
+
     async def register(self, coldkey: Keypair, hotkey: str) -> int:
         """Register `hotkey` (ss58) under `coldkey`; returns its uid."""
 

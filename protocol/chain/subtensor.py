@@ -15,7 +15,7 @@ from typing import Any
 from bittensor import Substrate
 from bittensor_core import Keypair
 
-from protocol.chain.extrinsic import WEIGHT_LIMIT
+from protocol.chain.extrinsic import RAO_PER_TAO, WEIGHT_LIMIT
 from protocol.chain.heads import Heads
 from protocol.chain.link import Link, Patience
 from protocol.chain.port import Block, Neuron
@@ -125,6 +125,11 @@ class SubtensorChain:
         )
         shares = {int(uid): row_shares(row) for uid, row in rows}
         return {uid: shares[uid] for uid in sorted(permitted & shares.keys()) if shares[uid]}
+
+    async def balance(self, coldkey: str) -> float:
+        """TAO that `coldkey` (ss58) owns and has not staked, at the head; 0 for an unknown one."""
+        account: Any = await self._link.read(lambda node: node.query("System", "Account", [coldkey]))
+        return int(account["data"]["free"]) / RAO_PER_TAO if account else 0.0
 
     async def register(self, coldkey: Keypair, hotkey: str) -> int:
         """Register `hotkey` (ss58) under `coldkey`, which pays the subnet's price of the moment; returns its uid.

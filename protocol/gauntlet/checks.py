@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from protocol.errors import DocumentError, Reason, Rejected
 from protocol.run import Run
-from protocol.sealing import Reveal, Seal, SealedShard
+from protocol.sealing import Reveal, Seal
 from protocol.sparseloco.aggregate import shared_positions
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.layout import Layout
@@ -59,14 +59,6 @@ def check_reveal(data: bytes, seal: Seal) -> bytes:
     if not reveal.opens(seal):
         raise Rejected(Reason.WRONG_KEY, "the key is not the one the seal committed to")
     return bytes.fromhex(reveal.key)
-
-
-def check_shard(data: bytes, shard: SealedShard) -> None:
-    """Whether an encrypted shard is the one that was sealed."""
-    if len(data) != shard.size_bytes:
-        raise Rejected(Reason.SHARD_SIZE, f"a shard has {len(data)} bytes, sealed were {shard.size_bytes}")
-    if blake3(data).hexdigest() != shard.digest:
-        raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
 
 
 def check_payload_digest(data: bytes, payload_digest: str) -> None:

@@ -30,7 +30,7 @@ class Contribution(Document):
     payload_digest: Digest
     key: Digest
     shards: tuple[SealedShard, ...]
-    location: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,128}$")]
+    location: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,128}$"), Field(repr=False)]
 
 
 class Refusal(Document):

@@ -37,6 +37,7 @@ from storage.directory import DirectoryBucket
 from storage.errors import NotFound
 from storage.keys import Keys
 from storage.location import LocalLocation, decode, encode, open_bucket
+from storage.transfer import Reach, Transport
 
 GENESIS_SECONDS = 1_700_000_000.0
 VOCABULARY = 512
@@ -240,8 +241,8 @@ class Simulation:
         return encode(LocalLocation(name))
 
     def open_bucket(self, commitment: bytes) -> Bucket:
-        """Open a member's bucket from its commitment."""
-        return open_bucket(decode(commitment), self.folder / "buckets")
+        """Open a member's bucket from its commitment: a local name, so the transport has nothing to do."""
+        return open_bucket(decode(commitment), Transport(Reach.ANY), self.folder / "buckets")
 
     async def stop(self, *names: str) -> None:
         """Stop some neurons, or all of them."""

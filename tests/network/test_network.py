@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from neurons.validator import Validator
 from protocol.ledger.manifest import FIRST_PREVIOUS
 from protocol.run import preset_table
 from storage.bucket import Bucket
+from storage.directory import DirectoryBucket
 from storage.errors import Unavailable
 
 
@@ -238,3 +240,40 @@ def test_what_the_leaderboard_prints_is_json_that_reads_back(network, virtual) -
 
     table = virtual(scenario())
     assert json.loads(json.dumps(table)) == table
+
+
+def test_a_run_that_begins_later_is_waited_for_and_starts_from_what_its_publisher_has(network, virtual, quick) -> None:
+    quick["time"]["first_window"] = 2
+
+    async def scenario() -> None:
+        async with await network(["v", "a", "b"], table=quick) as net:
+            publisher = DirectoryBucket(net.folder / "publisher")
+            (net.folder / "buckets" / "v").rename(publisher.root)  # no validator has the first state
+            net.start("v", Validator, publisher=publisher)
+            net.start("a", publisher=publisher)
+            net.start("b", publisher=publisher)
+            first = 2 * net.run.time.window_blocks
+            await net.blocks(first - 1)
+            assert {node.state.window for node in net.nodes.values()} == {-1}
+            await net.windows(4)
+            assert (await net.manifest(2)).root == net.run.genesis_root
+            contributed = {c.hotkey for c in (await net.manifest(3)).contributions}
+            assert contributed == {net.nodes[name].hotkey for name in ("a", "b")}
+            assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
+
+
+def test_a_miner_is_told_what_became_of_its_contribution(network, virtual, quick, caplog) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "a", "thief"], table=quick) as net:
+            net.start("v", Validator)
+            net.start("a")
+            net.start("thief", Copycat)
+            await net.windows(3)
+
+    with caplog.at_level(logging.INFO, logger="neurons.miner"):
+        virtual(scenario())
+    said = [record.getMessage() for record in caplog.records if record.name == "neurons.miner"]
+    assert "window 1: credited, the own contribution was applied by everybody" in said
+    assert any(line.startswith("window 1: the own contribution was rejected: ") for line in said)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.neurons.processes import Process
 
 TINY = """
 version = 1
@@ -72,3 +75,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = (draw.choice(WORDS) for _ in range(2000))
         (folder / f"{number}.txt").write_text(" ".join(words))
     return folder
+
+
+@pytest.fixture(scope="module")
+def no_process_survives() -> Iterator[None]:
+    """Whatever the tests of a module have started is ended after them."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("these tests find the processes of a network in /proc, which only Linux has")
+    yield
+    while Process.started:
+        Process.started.pop().destroy()

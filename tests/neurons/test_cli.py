@@ -11,7 +11,7 @@ from neurons.errors import EXPECTED_ERRORS, NeuronError, exit_code
 from protocol.errors import ChainUnreachable, RunError
 from storage.errors import NotFound
 
-HELP = ["up", "miner", "validator", "leaderboard", "explain", "cheat", "cheat copycat", "cheat freerider"]
+HELP = ["up", "miner", "validator", "doctor", "leaderboard", "explain", "cheat", "cheat copycat", "cheat freerider"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -97,7 +97,7 @@ def test_a_neuron_without_a_network_is_told_what_to_give(capsys: pytest.CaptureF
     assert "--dir" in sentence
 
 
-def test_another_chain_is_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_two_chains_are_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, sentence = run(capsys, "miner", "--dir", tmp_path, "--subtensor.network", "finney")
     assert code == 2
-    assert "built-in chain only" in sentence
+    assert "leave out one of the two" in sentence

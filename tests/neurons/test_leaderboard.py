@@ -28,6 +28,7 @@ from storage.bucket import Bucket
 from storage.directory import DirectoryBucket
 from storage.errors import BadLocation, Unavailable
 from storage.keys import Keys
+from tests.secrets import found
 
 ALICE, BOB = Keypair.create_from_uri("//Alice"), Keypair.create_from_uri("//Bob")
 MINERS = tuple(Keypair.create_from_uri(f"//miner{uid}").ss58_address for uid in range(2, 5))
@@ -180,6 +181,9 @@ def receipts(window: int, *, signer: Keypair = ALICE, after: float | None = None
     return Receipts(**(values | changes)).signed(signer)  # type: ignore[arg-type]
 
 
+LOCATION = "03" + b"a read key of a peer".hex()
+
+
 def manifest(window: int, *uids: int, signer: Keypair = ALICE) -> Manifest:
     return Manifest(
         signer=signer.ss58_address,
@@ -195,7 +199,7 @@ def manifest(window: int, *uids: int, signer: Keypair = ALICE) -> Manifest:
                 payload_digest="2" * 64,
                 key="3" * 64,
                 shards=(SealedShard(size_bytes=9, digest="4" * 64),),
-                location="00aa",
+                location=LOCATION,
             )
             for uid in uids
         ),
@@ -257,6 +261,16 @@ def test_view_json_and_explanation_give_the_same_unrounded_values(network: Netwo
         assert {name: peer[name] for name in names} == {name: explained[name] for name in names}
     assert [peer["incentive"] for peer in shown["peers"]] == [0.7123456, 0.2876544, 0.0]
     assert shown["peers"][0]["rating"] == 9.87654321 + 4
+
+
+def test_where_a_contribution_is_read_is_shown_nowhere(network: Network) -> None:
+    """It may hold a read key."""
+    network.publish(receipts(3), manifest(3, 2, 3))
+    view = network.view()
+    explained = explain(asyncio.run(network.watcher.receipts(3)), 2, RUN, None)
+    shown = [repr(view), json.dumps(view.to_json()), json.dumps(explained.to_json()), drawn(explained, 200)]
+    assert view.accepted == 2
+    assert found("".join(shown).encode(), {"location": bytes.fromhex(LOCATION)}) == []
 
 
 def test_peers_are_sorted_by_weight_then_final_then_rating_then_uid(network: Network) -> None:

@@ -167,6 +167,14 @@ def test_a_poor_coldkey_cannot_register(world: World) -> None:
     assert asyncio.run(world.chain.neurons()) == ()
 
 
+def test_a_coldkey_owns_what_it_has_not_spent(world: World) -> None:
+    before = asyncio.run(world.chain.balance(world.rich.ss58_address))
+    assert before == 10_000.0
+    register(world, "a")
+    assert 0 < asyncio.run(world.chain.balance(world.rich.ss58_address)) < before
+    assert asyncio.run(world.chain.balance(key("stranger").ss58_address)) == 0.0
+
+
 def test_only_an_address_can_be_registered(world: World) -> None:
     on_polkadot = "15oF4uVJwmo4TdGW7VfQxNLavjCXviqxT9S1MgbjMNHr6Sp5"
     for nonsense in ("", "5Grwva", key("a").ss58_address[:-1] + "1", on_polkadot, "x" * 5_000):

@@ -236,7 +236,7 @@ def test_an_extrinsic_that_is_not_genuine_is_refused_and_changes_nothing(chain: 
         with pytest.raises(BadExtrinsic):
             pytest.fail(f"accepted: {fault}, as uid {chain.submit(extrinsic)}")
         assert asyncio.run(chain.neurons()) == (), fault
-        assert chain.balance(OWNER.ss58_address) == 1_000.0
+        assert asyncio.run(chain.balance(OWNER.ss58_address)) == 1_000.0
     assert chain.submit(genuine) == 0
 
 
@@ -255,7 +255,7 @@ def test_a_refused_call_neither_costs_anything_nor_uses_up_the_nonce(chain: Loca
     assert chain.nonce(OWNER.ss58_address) == 0
     register(chain, "a")
     assert chain.nonce(OWNER.ss58_address) == 1
-    assert chain.balance(OWNER.ss58_address) == 999.5
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == 999.5
 
 
 @pytest.mark.parametrize(
@@ -340,14 +340,14 @@ def test_weights_are_scaled_to_the_largest_and_tiny_ones_vanish() -> None:
 def test_registering_costs_and_staking_moves_what_is_left(chain: LocalChain) -> None:
     register(chain, "a")
     stake(chain, "a", 9.25)
-    assert chain.balance(OWNER.ss58_address) == 990.25
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == 990.25
     assert neurons(chain)[ss58("a")].stake == 9.25
     with pytest.raises(InsufficientBalance, match=r"990\.25"):
         stake(chain, "a", 990.3)
     for nonsense in (0.0, -1.0, float("nan"), float("inf"), 1e-12):
         with pytest.raises(BadExtrinsic):
             stake(chain, "a", nonsense)
-    assert chain.balance(OWNER.ss58_address) == 990.25
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == 990.25
 
 
 def test_a_permit_follows_stake_at_once(chain: LocalChain) -> None:
@@ -475,7 +475,7 @@ def test_an_epoch_runs_every_tempo_and_pays_half_by_incentive_half_by_dividends(
         assert neuron.emission == pytest.approx(emission, abs=2e-9), name
         staked = {"v": 60.0, "w": 40.0}.get(name, 0.0)
         assert neuron.stake == staked
-        assert chain.balance(ss58(f"cold-{name}")) == pytest.approx(100.0 - staked + emission, abs=2e-9)
+        assert asyncio.run(chain.balance(ss58(f"cold-{name}"))) == pytest.approx(100.0 - staked + emission, abs=2e-9)
 
     # Next tempo w comes round to (½ ½). ΔB_b = .6 .4 now, so B_b = .1·(.6 .4) + .9·(1 0) = .96 .04;
     # I = ½ ½: D_v = ½·.6 + ½·.96 = .78.
@@ -489,10 +489,10 @@ def test_an_epoch_runs_every_tempo_and_pays_half_by_incentive_half_by_dividends(
 def test_an_epoch_in_which_nobody_judged_pays_nothing(chain: LocalChain) -> None:
     register(chain, "v", "a")
     stake(chain, "v", 50.0)
-    before = chain.balance(OWNER.ss58_address)
+    before = asyncio.run(chain.balance(OWNER.ss58_address))
     for second in range(101, 110):
         chain.produce_block(float(second))
-    assert chain.balance(OWNER.ss58_address) == before
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == before
     assert all(neuron.emission == 0.0 for neuron in neurons(chain).values())
 
 
@@ -554,7 +554,7 @@ def test_processes_that_write_at_the_same_time_with_the_same_key_lose_nothing(pa
     assert sorted(uids) == list(range(20))
     assert asyncio.run(chain.head()).number == 4 * 5 * 5
     assert chain.nonce(OWNER.ss58_address) == 40
-    assert chain.balance(OWNER.ss58_address) == 1_000.0 - 20 * 0.5 - 20 * 1.0
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == 1_000.0 - 20 * 0.5 - 20 * 1.0
     expected = {ss58(f"{name}-{i}"): f"{name}-{i}-4".encode() for name in names for i in range(5)}
     assert asyncio.run(chain.commitments()) == expected
     assert all(chain.nonce(hotkey) == 5 for hotkey in expected)
@@ -579,7 +579,7 @@ def test_a_process_that_dies_while_writing_leaves_no_trace_and_no_lock(path: Pat
     dying.communicate(timeout=60)
     assert dying.returncode == 9
     assert asyncio.run(chain.head()).number == 0
-    assert chain.balance(OWNER.ss58_address) == 1_000.0
+    assert asyncio.run(chain.balance(OWNER.ss58_address)) == 1_000.0
     assert chain.produce_block(101.0).number == 1
 
 

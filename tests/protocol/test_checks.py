@@ -22,7 +22,6 @@ from protocol.gauntlet.checks import (
     check_payload_digest,
     check_reveal,
     check_seal,
-    check_shard,
     check_sync_proof,
     find_copies,
 )
@@ -189,14 +188,6 @@ def test_the_key_that_was_sealed_is_returned(make_seal: Callable[..., Seal]) -> 
 )
 def test_any_other_key_is_the_wrong_one(make_seal: Callable[..., Seal], data: bytes) -> None:
     assert reason_of(lambda: check_reveal(data, make_seal())) is Reason.WRONG_KEY
-
-
-def test_a_shard_is_the_sealed_one() -> None:
-    shard = SealedShard(size_bytes=308, digest=blake3(CIPHERTEXT).hexdigest())
-    check_shard(CIPHERTEXT, shard)
-    assert reason_of(lambda: check_shard(CIPHERTEXT[:-1], shard)) is Reason.SHARD_SIZE
-    assert reason_of(lambda: check_shard(CIPHERTEXT + b"\0", shard)) is Reason.SHARD_SIZE
-    assert reason_of(lambda: check_shard(b"\1" + CIPHERTEXT[1:], shard)) is Reason.SHARD_DIGEST
 
 
 def test_the_opened_payload_is_the_sealed_one(make_seal: Callable[..., Seal]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -353,3 +354,18 @@ def test_lists_name_each_uid_once_and_stay_within_the_run(make: Make, allow: Cal
         allow(make(gather=tuple(range(run.gauntlet.gather_size + 1))))
     with pytest.raises(LedgerError, match="longer"):
         allow(make(gather=(), reserve=tuple(range(run.gauntlet.reserve_size + 1))))
+
+
+def test_where_a_contribution_is_read_is_in_no_log_and_no_report_of_an_error(
+    make: Make, payloads: list[Payload]
+) -> None:
+    """It may hold a read key: the manifest says it to those who fetch, and nobody else needs it."""
+    location = "03" + b"a read key".hex()
+    one = contribution(0, payloads[0]).model_copy(update={"location": location})
+    manifest = make(contributions=(one,))
+    assert location not in f"{one!r} {one} {manifest!r}"
+    assert location.encode() in manifest.canonical()
+    broken = manifest.canonical().replace(b'"uid":0', b'"uid":-1').replace(location.encode(), b"zz" + location.encode())
+    with pytest.raises(DocumentError) as caught:
+        Manifest.parse(broken)
+    assert location not in "".join(traceback.format_exception(caught.value))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from neurons.radosgw import Radosgw
 from storage.bucket import ObjectInfo
 from storage.directory import DirectoryBucket
 from storage.errors import Unavailable
+from tests.canary import Canary, listening
+from tests.storage import tls as certificates
+from tests.storage.stores import S3
 
 
 class WatchedBucket:
@@ -60,3 +64,22 @@ class WatchedBucket:
 @pytest.fixture
 def bucket(tmp_path: Path) -> WatchedBucket:
     return WatchedBucket(tmp_path / "bucket")
+
+
+@pytest.fixture
+def canary() -> Iterator[Canary]:
+    """Sockets on loopback addresses that nobody may connect to: ask `visits` at the end."""
+    with listening() as canary:
+        yield canary
+
+
+@pytest.fixture(scope="session")
+def s3(radosgw: Radosgw) -> S3:
+    """A bucket of a real S3 server."""
+    return S3.made(radosgw, "contract")
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> certificates.Tls:
+    """For servers on the loopback interface."""
+    return certificates.self_made(tmp_path_factory.mktemp("tls"))

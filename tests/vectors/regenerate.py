@@ -38,6 +38,9 @@ from protocol.sparseloco.layout import Layout  # noqa: E402
 from protocol.sparseloco.payload import Header, shard_sizes, sync_proof  # noqa: E402
 from protocol.sparseloco.plan import plan_of  # noqa: E402
 from protocol.sparseloco.records import LEVELS, RecordFormat, pack  # noqa: E402
+from storage.credentials import Credentials, Secret  # noqa: E402
+from storage.location import HttpsLocation, LocalLocation, Location, R2Location, S3Location, encode  # noqa: E402
+from storage.s3 import S3Endpoint  # noqa: E402
 
 TABLE: dict[str, Any] = {
     "name": "vectors",
@@ -340,6 +343,59 @@ def scorebook_vectors(run: Run) -> dict[str, Any]:
     }
 
 
+def location_vectors() -> dict[str, Any]:
+    account, aws_keys = "00112233445566778899aabbccddeeff", ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+EXAMPLE")
+    r2_keys = ("ffeeddccbbaa99887766554433221100", "0123456789abcdef" * 4)
+
+    def r2(bucket: str) -> tuple[Location, dict[str, Any]]:
+        fields = {"account": account, "bucket": bucket, "key_id": r2_keys[0], "secret": r2_keys[1]}
+        return R2Location(account, bucket, Credentials(r2_keys[0], Secret(r2_keys[1]))), fields
+
+    def s3(url: str, region: str, bucket: str, prefix: str, path_style: bool) -> tuple[Location, dict[str, Any]]:
+        fields = {"url": url, "region": region, "bucket": bucket, "prefix": prefix, "path_style": path_style}
+        keys = Credentials(aws_keys[0], Secret(aws_keys[1]))
+        return S3Location(S3Endpoint(**fields), keys), fields | {"key_id": aws_keys[0], "secret": aws_keys[1]}
+
+    aws, example = "https://s3.eu-central-1.amazonaws.com", "https://s3.example.com"
+    shown: dict[str, tuple[Location, dict[str, Any]]] = {
+        "local": (LocalLocation("miner-3"), {"name": "miner-3"}),
+        "https": (HttpsLocation(f"{example}/a/b"), {"url": f"{example}/a/b"}),
+        "https, a port and no path": (HttpsLocation(f"{example}:8443"), {"url": f"{example}:8443"}),
+        "R2": r2("bucket"),
+        "R2, the bucket is called like the account": r2(account),
+        "S3, the host follows from the region": s3(aws, "eu-central-1", "bucket", "", False),
+        "S3, path style, a prefix": s3(f"{example}:9000", "us-east-1", "bucket", "a/b", True),
+        "S3, plain http": s3("http://[::1]:9000", "us-east-1", "bucket", "", True),
+    }
+    one = encode(shown["S3, path style, a prefix"][0])
+    refused = {
+        "empty": b"",
+        "a kind nobody knows": b"\x04",
+        "a local name that is a path": b"\0../etc",
+        "not https": b"\1ftp://example.com",
+        "the usual port named": b"\1https://example.com:443",
+        "a slash at the end": b"\1https://example.com/",
+        "a user": b"\1https://user@example.com",
+        "a zero before the number": one[:2] + b"\0" + one[2:],
+        "a flag nobody knows": b"\3\6" + one[2:],
+        "too few fields": one[:-10],
+        "a host that follows from the region": bytes.fromhex(
+            "0300012a4ee62d743208cdeba3b6dbbe8503d7325e939bac6a0ea4805513cb3982a68fd1b5b2f350ee1673bda1bbfc45e09a"
+        ),
+        "an R2 bucket's name that should be left out": encode(r2(account)[0]) + account.encode(),
+        "R2, too short": encode(r2(account)[0])[:-1],
+        "too long": encode(r2("b" * 63)[0]) + b"b",
+    }
+    return {
+        "about": "Locations and their commitments in hexadecimal, and commitments that are refused.",
+        "locations": [
+            {"about": about, "location": fields, "commitment": encode(location).hex()}
+            for about, (location, fields) in shown.items()
+        ],
+        "refused": [{"why": why, "commitment": commitment.hex()} for why, commitment in refused.items()],
+    }
+
+
 def build() -> dict[str, dict[str, Any]]:
     """All golden files by name, as they should be."""
     run, layout = run_from_table(TABLE), Layout.from_shapes(SHAPES)
@@ -353,6 +409,7 @@ def build() -> dict[str, dict[str, Any]]:
         "state": state_vectors(),
         "documents": document_vectors(run, layout),
         "scorebook": scorebook_vectors(run),
+        "locations": location_vectors(),
     }
 
 
