@@ -19,6 +19,7 @@ from neurons.settings import load_settings
 from protocol.chain.local import LocalChain
 from storage.location import S3Location, decode
 from tests.neurons.processes import Process, wait_for
+from tests.secrets import found
 
 pytestmark = pytest.mark.usefixtures("no_process_survives")
 
@@ -89,6 +90,24 @@ def test_each_neuron_has_a_bucket_and_publishes_only_the_key_that_reads_it(first
         keys |= {location.credentials.key_id, own.write.key_id}
         assert stat.S_IMODE(Places(folder).keys(name).stat().st_mode) == 0o600
     assert len(keys) == 2 * len(MEMBERS)
+
+
+def test_no_key_is_in_anything_that_the_neurons_wrote(first: Process, folder: Path) -> None:
+    """Write keys are in the file of their owner alone, and read keys, by design, on chain."""
+    planted, pages = dict[str, bytes](), dict[str, bytes]()
+    for name in MEMBERS:
+        own = load_settings({"dir": folder, "wallet_name": name}, {}, Places(folder).keys(name)).own
+        assert own is not None
+        assert isinstance(own.location, S3Location)
+        planted[f"{name} write"] = own.write.secret.reveal().encode()
+        planted[f"{name} read"] = own.location.credentials.secret.reveal().encode()
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        if not path.is_relative_to(Places(folder).store) and path != Places(folder).keys(path.parent.name):
+            pages[str(path.relative_to(folder))] = path.read_bytes()
+    pages["what `windrow up` said"] = "".join(first.out + first.err).encode()
+    assert {"nodes/miner-1/log", "nodes/validator-1/status.json", "chain.sqlite"} <= pages.keys()
+    assert {where: leaked for where, data in pages.items() if (leaked := found(data, planted))} == {}
+    assert found(Places(folder).keys("miner-1").read_bytes(), planted)  # what is there would be found
 
 
 def test_the_server_ends_with_the_network_and_any_later_look_finds_everything(
