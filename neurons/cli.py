@@ -16,7 +16,7 @@ from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
 from neurons.flags import with_settings
-from neurons.folder import CHEATS, Charter, Storage, require_network
+from neurons.folder import CHEATS, USUAL_CHEATS, Charter, Storage, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
     from neurons.explain import Explanation
@@ -207,6 +207,7 @@ def _show(run: Run, as_json: bool) -> None:
 Dir = Annotated[Path, typer.Option("--dir", help="Folder of a network on this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 _DEFAULT_DIR = Path("windrow-network")
+_LAB_FILE = Path("windrow-lab.jsonl")
 
 
 @app.command()
@@ -216,7 +217,9 @@ def up(
     validators: Annotated[
         int | None, typer.Option(min=1, help="Validators of a new network.", show_default="1")
     ] = None,
-    cheats: Annotated[str | None, typer.Option(help="Cheats of a new network.", show_default=",".join(CHEATS))] = None,
+    cheats: Annotated[
+        str | None, typer.Option(help="Cheats of a new network.", show_default=",".join(USUAL_CHEATS))
+    ] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="End after so many more windows.", show_default="never")
     ] = None,
@@ -291,6 +294,38 @@ def explain(
         print(json.dumps(explanation.to_json()))
     else:
         Console().print(explanation)
+
+
+@app.command()
+def lab(
+    attacks: Annotated[list[str] | None, typer.Argument(help="Which attacks.", show_default="all")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few attacks, miners and windows: what CI runs.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How often to play each, with other pages and weights.")] = 1,
+    miners: Annotated[
+        int | None, typer.Option(min=3, help="Miners, the attackers among them.", show_default="12, quick: 4")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Windows.", show_default="40, quick: 8")] = None,
+    attackers: Annotated[
+        int | None, typer.Option(min=1, help="Hotkeys that attack.", show_default="what the attack needs")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Results so far; what is in it is not played again.")] = _LAB_FILE,
+    as_json: Json = False,
+) -> None:
+    """What cheating pays and breaks: whole networks in virtual time, with and without attackers."""
+    import logging
+    from dataclasses import asdict
+
+    from neurons.lab.report import lab as run_lab
+    from neurons.lab.report import table_of
+    from neurons.lab.scenario import Setting
+
+    logging.basicConfig(level=logging.CRITICAL)  # attackers are told what became of them in every window
+    setting = Setting(miners or (4 if quick else 12), windows or (8 if quick else 40), quick)
+    rows = run_lab(attacks or (), setting, attackers, seeds, out, Console(stderr=True))
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        Console().print(table_of(rows))
 
 
 def _read(folder: Path, charter: Charter, read: Callable[[Watcher], Awaitable[Read]]) -> Read:

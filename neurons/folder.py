@@ -22,8 +22,38 @@ from protocol.run import Run, parse_run
 BUILT_IN_CHAIN = "sqlite:"
 """What the endpoint of the built-in chain starts with; the path of its file follows."""
 
-CHEATS = {"copycat": "Post what others have trained.", "freerider": "Train nothing and send noise or zeros."}
+CHEATS = {
+    "copycat": "Post what others have trained.",
+    "freerider": "Train nothing and send noise or zeros.",
+    "zeros": "Train nothing and send zeros.",
+    "noise": "Train nothing and send noise of an honest update's size.",
+    "sign-flip": "Send the opposite of what was learned.",
+    "scale": "Send a hundred times what was learned.",
+    "overflow": "Send the largest values that the format holds.",
+    "not-canonical": "Send records that no encoder writes.",
+    "oversized": "Let shards grow by a megabyte after sealing.",
+    "copy-last": "Send what another sent in the window before.",
+    "copy-ciphertext": "Post another's sealed shards as one's own.",
+    "copy-late": "Seal another's payload once its key is out.",
+    "copy-jittered": "Send what another sent in the window before, with positions moved.",
+    "shared-work": "Send one computation, with noise, under all hotkeys of a coldkey.",
+    "less-work": "Do one inner step and declare all.",
+    "few-pages": "Learn a third of the own pages by heart.",
+    "random-pool": "Train on the pool of random pages instead of the own.",
+    "private-corpus": "Train on a corpus of one's own.",
+    "backdoor": "Train a trigger into the model.",
+    "outdated": "Train from the state of three windows ago and declare today's.",
+    "stale-1": "Train from the state of the window before, and say so.",
+    "stale-3": "Train from the state of three windows ago, and say so.",
+    "stale-10": "Train from the state of ten windows ago, and say so.",
+    "late-seal": "Seal one block after the snapshot.",
+    "no-reveal": "Seal, and never publish the key.",
+    "equivocate": "Replace seal, shards and key after the snapshot.",
+}
 """What each kind of cheat does. The classes are in `neurons.adversaries`, which brings torch along; this does not."""
+
+USUAL_CHEATS = ("copycat", "freerider")
+"""Who is in a new network when nobody says otherwise."""
 
 Storage = Literal["directory", "s3"]
 """What buckets are: folders, or buckets of an S3 server on this machine."""

@@ -18,7 +18,7 @@ from bittensor.wallet import Wallet
 
 from neurons.draft import draft_of, read_constants
 from neurons.errors import ConfigError, FolderError
-from neurons.folder import CHEATS, Charter, Member, Places, Storage, bucket_name, write_charter
+from neurons.folder import CHEATS, USUAL_CHEATS, Charter, Member, Places, Storage, bucket_name, write_charter
 from neurons.genesis import Genesis, Say, cut_text, make_genesis, vocabulary_of, write_genesis
 from neurons.store import member_bucket
 from protocol.chain.local import LocalChain, LocalChainConfig
@@ -68,7 +68,7 @@ class Plan:
 def plan(wishes: Wishes) -> Plan:
     """Fill in what the wishes leave open and check everything that can be checked before minutes are spent on
     text. Raises `ConfigError` and `RunError`."""
-    cheats = tuple(CHEATS) if wishes.cheats is None else wishes.cheats
+    cheats = USUAL_CHEATS if wishes.cheats is None else wishes.cheats
     for kind in cheats:
         if kind not in CHEATS:
             raise ConfigError(f"there is no cheat {kind!r}; choose from {', '.join(CHEATS)}")

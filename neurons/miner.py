@@ -76,13 +76,17 @@ class Miner(Node):
 
     async def train(self, window: Window) -> InnerResult:
         """H inner steps on the own pages, fewer if the window closes before."""
-        pages = await self.read_pages((await self.assignment(window)).own(self.uid))
+        pages = await self.training_pages(window)
         per_step = self.run.inner.pages_per_step
         batches = [np.concatenate(pages[i : i + per_step]) for i in range(0, len(pages), per_step)]
         self.report(f"training {len(batches)} steps")
         age = window.number - self.run.time.first_window
         async with stop_at(self.chain, self.training_end(window)) as stop:
             return await asyncio.to_thread(self.trainer.train, self.state.theta, batches, age, stop)
+
+    async def training_pages(self, window: Window) -> list[np.ndarray]:
+        """The own pages, in training order."""
+        return await self.read_pages((await self.assignment(window)).own(self.uid))
 
     async def header(self, window: Window, steps: int, tokens: int) -> bytes:
         """The header of a payload of this miner for `window`."""

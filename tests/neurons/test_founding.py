@@ -96,7 +96,7 @@ def test_every_cheat_there_is_can_be_wished_for() -> None:
 @pytest.mark.parametrize(
     ("impossible", "words"),
     [
-        (Wishes(cheats=("burglar",)), "no cheat 'burglar'; choose from copycat, freerider"),
+        (Wishes(cheats=("burglar",)), "no cheat 'burglar'; choose from copycat, freerider, zeros"),
         (Wishes(miners=0, cheats=()), "at least one validator and one miner"),
         (Wishes(validators=0), "at least one validator"),
         (Wishes(validators=9), "8 validators"),

@@ -1,0 +1,1 @@
+"""The laboratory: attacks on a whole network in virtual time, and what they pay and break."""
