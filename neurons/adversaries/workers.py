@@ -12,7 +12,7 @@ from neurons.miner import Miner
 from neurons.node import Parts
 from neurons.training.inner import InnerResult
 from protocol.ledger.manifest import Manifest
-from protocol.window import Window
+from protocol.window import Window, deadlines
 
 
 class LessWork(Miner):
@@ -135,8 +135,11 @@ class Stale(Outdated):
     _named: str | None = None
 
     async def window(self, number: int) -> None:
-        """As an honest miner, under the root of the state that it trained from."""
-        self._named = self.past[0][0] if self.past else None
+        """As an honest miner, under the root of the state that it trained from; not before there is an older one."""
+        if not self.past:
+            await self.sit_out(deadlines(number, self.run.time))
+            return
+        self._named = self.past[0][0]
         try:
             await super().window(number)
         finally:

@@ -18,8 +18,8 @@ from neurons.lab.attacks import ATTACKS, Attack, attack
 from neurons.lab.scenario import Played, Setting, play
 from neurons.lab.virtual import small_corpus
 
-QUICK = ("zeros", "copy-last", "late-seal", "no-reveal", "not-canonical", "sign-flip")
-"""The attacks of `--quick`: one for each kind of defence, caught within a few windows."""
+QUICK = ("zeros", "copy-last", "late-seal", "no-reveal", "not-canonical", "stale-1", "sign-flip")
+"""The attacks of `--quick`: such as are surely caught within a few windows."""
 
 ALONE = "alone"
 """What the honest miners' scenario without an attack is called among the results."""
