@@ -268,7 +268,9 @@ def _own(trouble: _Trouble, given: Given, environment: Mapping[str, str], built_
                 "bucket not given: give --bucket, where this node keeps what it publishes, e.g. s3://NAME?region=REGION"
             )
         return None
-    aws = trouble.unless(profile_from, environment, given.aws_profile) or Profile()
+    # Where the key is given here, a profile in the shell that is of no use must not stand in the way.
+    aside = _Trouble() if given.write_key_id and given.write_secret is not None else trouble
+    aws = aside.unless(profile_from, environment, given.aws_profile) or Profile()
     endpoint = trouble.unless(endpoint_of, given.bucket, aws)
     write = trouble.unless(_write_key, given, aws)
     before = len(trouble.problems)
