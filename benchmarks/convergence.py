@@ -139,6 +139,8 @@ DILOCO = _diloco(0.7)
 K32, K128, ONE_BIT = _sparse("k = 32", k=32), _sparse("k = 128", k=128), _sparse("1 bit", value_bits=1)
 ALL = _sparse("mean of all", average="all")
 MUON = replace(DEFAULT, name="Muon inside", muon_rate=3e-3)
+LONG, LONG_K128 = _sparse("H = 30", window_steps=30), _sparse("H = 30, k = 128", window_steps=30, k=128)
+LONG_DILOCO = _diloco(0.4, window_steps=30)
 
 
 def plans() -> tuple[Plan, ...]:
@@ -173,7 +175,7 @@ def plans() -> tuple[Plan, ...]:
                 Row("dense, plain averaging", "average"),
                 _sparse("mean of all, α = 2", average="all", outer_learning_rate=((0, 2.0),)),
                 replace(DEFAULT, name="64×64 tiles", tiles=True),
-                _sparse("H = 30", window_steps=30),
+                LONG,
                 _diloco(0.7, window_steps=30),
                 MUON,
             ),
@@ -186,14 +188,7 @@ def plans() -> tuple[Plan, ...]:
         # Three times the budget: as many windows of 30 steps as the first plan has of 10.
         Plan(
             Scale("demo-long", demo, steps=1080, batch_sequences=4, learning_rate=3e-3, evaluate_every=180),
-            deciding=(
-                ADAMW,
-                DEFAULT,
-                _sparse("H = 30", window_steps=30),
-                _sparse("H = 30, k = 128", window_steps=30, k=128),
-                _diloco(0.7, 30),
-                _diloco(0.4, 30),
-            ),
+            deciding=(ADAMW, DEFAULT, LONG, LONG_K128, _diloco(0.7, window_steps=30), LONG_DILOCO),
             seeds=1,
         ),
     )
@@ -588,6 +583,9 @@ COLOURS = {
     K128.name: "#0b3c66",
     ONE_BIT.name: "#2a9d76",
     MUON.name: "#b07aa1",
+    LONG.name: "#7a8b99",
+    LONG_K128.name: "#17becf",
+    LONG_DILOCO.name: "#8c564b",
 }
 """The rows whose curves are drawn."""
 

@@ -5,9 +5,9 @@
 Needs radosgw (`make radosgw`) and the packages of the extra `bench`. Four works, each with BLAKE3 of every byte but for
 the upload, whose bytes both sides sign with SHA-256:
 
-- *files*: 20 objects of 64 MiB, four at a time, each into a file. We `download`; obstore streams, in pieces of 1 MiB
-  that a thread writes and hashes.
-- *memory*: the same objects, each into `bytes` that are dropped once hashed, as a node reads a peer's shards.
+- *files*: 20 objects of 64 MiB, four at a time, each into a file, as a node reads its peers' shards. We `download`;
+  obstore streams, in pieces of 1 MiB that a thread writes and hashes.
+- *memory*: the same objects, each into `bytes` that are dropped once hashed.
 - *one*: one object of 2 GiB into a file.
 - *upload*: four objects of 64 MiB from memory, one after the other; both sides choose how to cut them.
 
@@ -241,7 +241,7 @@ def measure(scale: Scale, say: Callable[[str], None]) -> dict[str, Any]:
     result: dict[str, Any] = {"scale": asdict(scale), "at_once": AT_ONCE}
     with (
         tempfile.TemporaryDirectory() as folder,
-        radosgw.start(Path(folder) / "radosgw", memory_bytes=_SERVER_BYTES) as server,
+        radosgw.start(Path(folder) / "radosgw", capacity_bytes=_SERVER_BYTES) as server,
     ):
         key = server.create_bucket(BUCKET).write
         where = Where(server.url, key.key_id, key.secret.reveal(), folder)

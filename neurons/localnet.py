@@ -35,6 +35,7 @@ from neurons.leaderboard.terminal import summary
 from neurons.leaderboard.view import View, Watcher
 from neurons.leaderboard.words import plain as printable
 from neurons.nursery import Call, Child, ending
+from neurons.settings import ENVIRONMENT_PREFIX
 from neurons.status import STATUS_FILE, NodeStatus, read_statuses
 from protocol.chain.local import LocalChain
 from protocol.run import Run
@@ -380,7 +381,10 @@ def _start(context: ForkServerContext, folder: Path, member: Member, dtype: str)
 
 
 def _neuron(arguments: list[str], log: Path) -> None:
-    """A neuron's process: the same command a person would type, with its output in a file."""
+    """A neuron's process: the same command a person would type, with its output in a file. What the shell exports for a
+    node of its owner's own, a bucket or a wallet, is not for it."""
+    for name in [name for name in os.environ if name.startswith((ENVIRONMENT_PREFIX, "AWS_"))]:
+        del os.environ[name]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -269,6 +269,7 @@ class Node:
         finally:
             for task in reading:
                 task.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
         return None
 
     async def load(self) -> None:
@@ -370,7 +371,10 @@ class Node:
         that somebody may start from."""
         every, keep = self.run.checkpoints.every_windows, self.run.checkpoints.keep
         before = max(0, number - every * keep)
-        await sweep(self.parts.bucket, self.keys, before_window=before, keep_checkpoints=keep)
+        try:
+            await sweep(self.parts.bucket, self.keys, before_window=before, keep_checkpoints=keep)
+        except StorageError as error:  # what stays costs room, not the window
+            self.complain(f"old objects stay in the own bucket: {error}")
 
     def report(self, activity: str, loss: float | None = None) -> None:
         """Say what this neuron does now, to the log and to the live screen."""

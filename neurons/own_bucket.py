@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlsplit
 
 from neurons.errors import ConfigError
@@ -60,7 +60,8 @@ def endpoint_of(url: str, aws: Profile) -> S3Endpoint:
             return _at_aws(parts.netloc, path, options, aws)
         if parts.scheme == "r2" or _R2.fullmatch(parts.netloc):
             found = _R2.fullmatch(parts.netloc)
-            return S3Endpoint.r2(found[1] if found else parts.netloc, path)
+            bucket, _, prefix = path.partition("/")
+            return replace(S3Endpoint.r2(found[1] if found else parts.netloc, bucket), prefix=prefix)
         if parts.scheme in ("https", "http"):
             return _anywhere(f"{parts.scheme}://{parts.netloc}", path, options, aws)
     except StorageError as error:
@@ -86,7 +87,7 @@ def own_location(endpoint: S3Endpoint, read: Credentials | None, public_url: str
         location: Location
         if read is None:
             location = HttpsLocation((public_url or "").rstrip("/"))
-        elif found := _R2.fullmatch(endpoint.url.removeprefix("https://")):
+        elif not endpoint.prefix and (found := _R2.fullmatch(endpoint.url.removeprefix("https://"))):
             location = R2Location(found[1], endpoint.bucket, read)
         else:
             location = S3Location(endpoint, read)

@@ -33,10 +33,13 @@ from protocol.run import Run
 from storage.bucket import Bucket
 from storage.location import LocalLocation, Location, decode, encode, open_bucket
 from storage.s3 import S3Bucket
-from storage.transfer import Reach, Transport
+from storage.transfer import Limits, Reach, Transport
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What a model may compute in, by the name in the settings."""
+
+_PEERS = Limits(connections=512)
+"""More than there are peers: silent ones, each of which holds a connection, must not make the others wait."""
 
 _PREDECESSOR_SECONDS = 5.0
 """How long a new process waits for an ending one of the same neuron: longer than that takes to end."""
@@ -92,7 +95,7 @@ class Ways:
 async def transports(settings: NodeSettings | None) -> AsyncIterator[Ways]:
     """Connections to stores for the block. Off the built-in chain what a peer names must be public."""
     built_in = settings is not None and isinstance(settings.chain, BuiltInChain)
-    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC))
+    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC, limits=_PEERS))
     try:
         yield ways
     finally:
@@ -112,7 +115,7 @@ async def open_parts(settings: NodeSettings, published: Published, hotkey: Keypa
             name=settings.name,
             run=published.run,
             chain=chain,
-            dataset=await published.open_dataset(settings.dataset, ways.own),
+            dataset=await published.open_dataset(settings.dataset, ways.own, ways.peers, settings.buckets),
             hotkey=hotkey,
             bucket=own.bucket,
             location=encode(own.location),

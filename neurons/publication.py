@@ -25,6 +25,7 @@ from storage.documents import StoredDocument
 from storage.errors import BadLocation, DatasetError, NotFound, StorageError
 from storage.https import HttpsBucket
 from storage.keys import Keys
+from storage.location import HttpsLocation, open_bucket
 from storage.transfer import Transport
 
 RUN_LIMIT_BYTES = 1 << 20
@@ -65,15 +66,26 @@ class Published:
         """The publisher's bucket, in which the first checkpoint lies."""
         return None if self.base is None else source_bucket(self.base, transport)
 
-    async def open_dataset(self, source: str | None, transport: Transport) -> Dataset:
+    async def open_dataset(
+        self, source: str | None, own: Transport, others: Transport, local_root: Path | None
+    ) -> Dataset:
         """The run's dataset: at `source`, a path or an https URL, if it is given; else where the publication says;
-        else in the publisher's bucket. Raises `ConfigError` when it is not there."""
+        else in the publisher's bucket. Raises `ConfigError` when it is not there.
+
+        `own` reaches what this node's owner names; `others` and `local_root` are as for what peers name
+        (`storage.location.open_bucket`): the publication is in no digest, and may say anything."""
         digest = self.run.dataset.index_digest
-        where = source or self.publication.dataset or (self.base and f"{self.base}/{dataset_folder(digest)}")
+        told = None if source else self.publication.dataset
+        where = source or told or (self.base and f"{self.base}/{dataset_folder(digest)}")
         if not where:
             raise ConfigError("dataset not given: give --dataset, the folder or the https URL of the run's dataset")
         try:
-            return await open_dataset(source_bucket(where, transport), digest)
+            bucket = open_bucket(HttpsLocation(where), others, local_root) if told else source_bucket(where, own)
+            return await open_dataset(bucket, digest)
+        except BadLocation as error:
+            raise ConfigError(
+                f"the publication names no dataset that could be read: {error}; give --dataset"
+            ) from error
         except DatasetError as error:
             raise ConfigError(f"{where} is not the run's dataset: {error}; correct --dataset") from error
 
@@ -92,6 +104,7 @@ def source_bucket(source: str, transport: Transport) -> Bucket:
     """What lies at a path or an https URL; raises `ConfigError` for a URL that cannot be one of a bucket."""
     if not _REMOTE.match(source):
         return DirectoryBucket(Path(source).expanduser())
+    _require_bare(source)
     if _PLAIN.match(source):
         raise ConfigError(f"{source} is read by plain http, and who carries it could change it: give an https URL")
     try:
@@ -105,6 +118,7 @@ async def read_published(source: str, transport: Transport) -> Published:
     for what it says, and `Unavailable` when its store does not answer."""
     if not _REMOTE.match(source):
         return await _from_file(Path(source).expanduser(), transport)
+    _require_bare(source)
     found = _URL.fullmatch(source)
     if found is None:
         raise ConfigError(
@@ -112,6 +126,11 @@ async def read_published(source: str, transport: Transport) -> Published:
             f"/RUN/{RUN_FILE}, RUN being the first 16 digits of the run's digest"
         )
     return await _from_bucket(source, found[1], Keys(found[2]), transport)
+
+
+def _require_bare(url: str) -> None:
+    if set("@?#") & set(url):  # not shown: it may hold a password, or be a URL that somebody signed
+        raise ConfigError("a run and a dataset are read at a plain https URL, without user, ? and #: correct it")
 
 
 async def _from_file(path: Path, transport: Transport) -> Published:

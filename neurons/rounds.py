@@ -156,7 +156,7 @@ class Exchange:
         """The bytes of a payload; `Rejected(wrong_key)` if its shards do not open under this key and hotkey."""
         associated = associated_data(self.run.digest_bytes, window, hotkey)
         try:
-            return b"".join(decrypt_shard(key, i, associated, path.read_bytes()) for i, path in enumerate(sealed))
+            return b"".join(decrypt_shard(key, i, associated, self._spool.read(path)) for i, path in enumerate(sealed))
         except SealError as error:
             raise Rejected(Reason.WRONG_KEY, str(error)) from error
 
@@ -171,7 +171,7 @@ class Exchange:
     async def mirror(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish."""
         for index, shard in enumerate(shards):
-            data = await asyncio.to_thread(self._spool.path(shard).read_bytes)
+            data = await asyncio.to_thread(self._spool.read, self._spool.path(shard))
             await self.bucket.put(self.keys.shard(window, hotkey, index), data)
 
 

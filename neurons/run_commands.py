@@ -133,7 +133,8 @@ async def publish_run(say: Say, order: Order, bucket: str, public_url: str | Non
         where = f"{(public_url or str(Path(bucket).absolute())).rstrip('/')}/{genesis.keys.run_toml()}"
         say("reading it back")
         published = await read_published(where, transport)
-        await published.open_dataset(None, transport)
+        # What a publisher names may be of its own network: whether others reach it is for their doctor to say.
+        await published.open_dataset(None, transport, transport, Path())
         return genesis, where
     finally:
         await transport.close()

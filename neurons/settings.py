@@ -60,6 +60,9 @@ class Given(BaseModel):
     register_hotkey: bool = False
 
 
+_VARIABLES = {ENVIRONMENT_PREFIX + name.upper(): name for name in Given.model_fields}
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltInChain:
     """The chain of a network on one machine: one SQLite file."""
@@ -132,7 +135,8 @@ def read_settings(flags: Mapping[str, object], environment: Mapping[str, str], c
     """As `load_settings`, for who wants to go on as far as possible: raises nothing."""
     trouble = _Trouble()
     values = trouble.unless(_from_file, config) or {}
-    values |= trouble.unless(_from_environment, environment) or {}
+    values |= _from_environment(environment)
+    trouble.unless(_require_known, environment)
     values |= {name: value for name, value in flags.items() if value is not None}
     trouble.unless(_require_one_chain, values)
     if isinstance(folder := values.get("dir"), (str, Path)):
@@ -189,7 +193,7 @@ def _settings(given: Given, run: str, chain: BuiltInChain | BittensorChain, own:
         dataset=given.dataset,
         chain=chain,
         # Not where the own bucket was to be another one: nothing may be written into the wrong one.
-        buckets=given.buckets if isinstance(chain, BuiltInChain) and (own or given.bucket is None) else None,
+        buckets=_buckets(given, chain) if own or given.bucket is None else None,
         own=own,
         state=given.state.expanduser(),
         wallet_name=given.wallet_name,
@@ -199,6 +203,11 @@ def _settings(given: Given, run: str, chain: BuiltInChain | BittensorChain, own:
         dtype=given.dtype,
         register_hotkey=given.register_hotkey,
     )
+
+
+def _buckets(given: Given, chain: BuiltInChain | BittensorChain) -> Path | None:
+    """The folder in which peers may have their buckets, also where the own one is in a store."""
+    return given.buckets or chain.file.parent / "buckets" if isinstance(chain, BuiltInChain) else None
 
 
 # --- sources ----------------------------------------------------------------------------------------------
@@ -219,15 +228,18 @@ def _from_file(path: Path | None) -> dict[str, object]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
-    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in Given.model_fields}
     # Empty is not given: so a compose file can name a variable that its owner may leave out.
-    given = {name: value for name, value in environment.items() if value and name.startswith(ENVIRONMENT_PREFIX)}
-    for name in given.keys() - known.keys():
+    given = {name: environment.get(variable) for variable, name in _VARIABLES.items()}
+    return {name: Secret(value) if name in _SECRETS else value for name, value in given.items() if value}
+
+
+def _require_known(environment: Mapping[str, str]) -> None:
+    given = {name for name, value in environment.items() if value and name.startswith(ENVIRONMENT_PREFIX)}
+    for name in sorted(given - _VARIABLES.keys()):
         # A misspelt variable that is passed over would start a node with settings nobody chose.
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, _VARIABLES, n=1)
         hint = f"did you mean {near[0]}?" if near else "remove it"
         raise ConfigError(f"there is no setting for the environment variable {name}; {hint}")
-    return {known[name]: Secret(value) if known[name] in _SECRETS else value for name, value in given.items()}
 
 
 # --- chain ------------------------------------------------------------------------------------------------
@@ -252,7 +264,7 @@ def _require_fitting(given: Given, chain: BuiltInChain | BittensorChain) -> None
     if isinstance(chain, BuiltInChain):
         if given.netuid not in (None, 1):
             raise ConfigError("the built-in chain has one subnet, number 1: leave out --netuid")
-        if given.buckets is None:
+        if given.buckets is None and given.bucket is None:
             raise ConfigError("buckets not given: give --dir, or --buckets, the folder of all buckets")
     elif given.buckets is not None:
         raise ConfigError("--buckets is for the built-in chain: give --bucket, where this node's own bucket is")
@@ -268,7 +280,9 @@ def _own(trouble: _Trouble, given: Given, environment: Mapping[str, str], built_
                 "bucket not given: give --bucket, where this node keeps what it publishes, e.g. s3://NAME?region=REGION"
             )
         return None
-    aws = trouble.unless(profile_from, environment, given.aws_profile) or Profile()
+    # Where the key is given here, a profile in the shell that is of no use must not stand in the way.
+    aside = _Trouble() if given.write_key_id and given.write_secret is not None else trouble
+    aws = aside.unless(profile_from, environment, given.aws_profile) or Profile()
     endpoint = trouble.unless(endpoint_of, given.bucket, aws)
     write = trouble.unless(_write_key, given, aws)
     before = len(trouble.problems)

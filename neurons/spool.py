@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +26,28 @@ class Spool:
         sealed, and `StorageError`."""
         path = self.path(shard)
         if not path.exists():
+            # Under a name of its own until it is checked: another peer may have sealed the same digest, and what it
+            # gives must neither replace nor remove what an honest one gave.
+            unchecked = path.with_name(f"{shard.digest}.{secrets.token_hex(8)}")
             try:
-                digest = await download(bucket, key, shard.size_bytes, path)
+                if await download(bucket, key, shard.size_bytes, unchecked) != shard.digest:
+                    raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
+                unchecked.replace(path)
             except WrongSize as error:
                 raise Rejected(Reason.SHARD_SIZE, str(error)) from error
-            if digest != shard.digest:
-                path.unlink()
-                raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
+            except OSError as error:
+                raise DiskUnusable(f"{path} cannot be written: {error.strerror}") from error
+            finally:
+                with suppress(OSError):
+                    unchecked.unlink(missing_ok=True)
         return path
+
+    def read(self, path: Path) -> bytes:
+        """What a fetched file holds. Raises `DiskUnusable`."""
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
 
     def clear(self) -> None:
         """Drop everything, and make room for the next window's. Raises `DiskUnusable`."""

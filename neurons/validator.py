@@ -69,6 +69,7 @@ class Validator(Node):
         held_out_after = await self.measure_held_out()
         await self.publish(window, verdict, held_out_before, held_out_after)
         await self.pay(number, verdict)
+        await self.tidy(number)
         self.closing_seconds = asyncio.get_running_loop().time() - judged
 
     async def load(self) -> None:
@@ -196,7 +197,7 @@ class Validator(Node):
         return verdict
 
     async def publish(self, window: Window, verdict: Verdict, held_out_before: float, held_out_after: float) -> None:
-        """Publish the receipts, keep the own state, and sweep what retention no longer keeps."""
+        """Publish the receipts, and keep the own state."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
         receipts = Receipts(
@@ -212,7 +213,6 @@ class Validator(Node):
         await self.parts.bucket.put(self.keys.receipts(window.number), receipts.canonical())
         await self.parts.bucket.put(self.keys.receipts_head(), self.keys.receipts(window.number).encode())
         self.save()
-        await self.tidy(window.number)
 
     async def pay(self, number: int, verdict: Verdict) -> None:
         """Set the weights on chain, as often as the run says."""

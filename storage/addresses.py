@@ -148,7 +148,8 @@ class PublicResolver(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         public = [result for result in found if _is_public(result["host"])]
         if found and not public:
-            raise ForbiddenAddress(f"{host} resolves to {found[0]['host']}, which is not on the public internet")
+            # Which address is not said: the sentence is published, and a peer could ask for names of this network.
+            raise ForbiddenAddress(f"{host} resolves to an address that is not on the public internet")
         return public[:_MOST_ADDRESSES]
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from storage.bucket import ObjectInfo, Writer
 from storage.errors import BadLocation, NotSupported
@@ -20,7 +21,7 @@ class HttpsBucket:
     `NotSupported`. Raises `BadLocation` when `base_url` is not one."""
 
     def __init__(self, base_url: str, transport: Transport) -> None:
-        if not _BASE.fullmatch(base_url):
+        if not _BASE.fullmatch(base_url) or not _has_host(base_url):
             raise BadLocation("a public bucket is https://HOST or https://HOST/FOLDER, without user, ? and #")
         self._base = base_url.rstrip("/")
         self._objects = Objects(transport, self._request)
@@ -63,3 +64,12 @@ class HttpsBucket:
 
     def _request(self, method: str, key: str, headers: Mapping[str, str]) -> Request:
         return Request(method, f"{self._base}/{encode_path(key)}", f"read {key}", headers)
+
+
+def _has_host(url: str) -> bool:
+    """Whether `url`, which matches `_BASE`, names a host and a port that there can be, and no folder above another."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and not {".", ".."} & set(parts.path.split("/"))
+    except ValueError:  # half a bracket, or a port above all others
+        return False

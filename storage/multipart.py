@@ -210,7 +210,7 @@ class _Outcome(Gathered):
 def _date(answer: Answer) -> float:
     try:
         return parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise Unavailable("the store does not tell the time: nothing is known about the age of its uploads") from error
 
 

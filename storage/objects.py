@@ -156,7 +156,7 @@ class Objects:
         size, modified = answer.headers.get("content-length", ""), answer.headers.get("last-modified", "")
         try:
             time = parsedate_to_datetime(modified).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):  # a year or a zone that no clock has
             time = 0.0  # evidence only: a store that tells none shows just that
         if not _LENGTH.fullmatch(size):
             raise Unavailable(f"cannot read {key}: its store does not tell how long it is")

@@ -17,7 +17,6 @@ from botocore.credentials import ReadOnlyCredentials
 from storage.credentials import Credentials
 
 EMPTY_BODY_DIGEST = hashlib.sha256().hexdigest()
-_DIGEST = "body_digest"
 
 
 def encode_path(path: str) -> str:
@@ -31,13 +30,6 @@ def encode_query(fields: Mapping[str, str]) -> str:
     return "&".join(f"{name}={value}" for name, value in pairs)
 
 
-class _Signer(S3SigV4Auth):
-    """The library's, but for the digest of the body, which is taken once and not at every attempt."""
-
-    def payload(self, request: AWSRequest) -> str:
-        return str(request.context[_DIGEST])
-
-
 def sign(
     credentials: Credentials, region: str, method: str, url: str, headers: Mapping[str, str], *, body_digest: str
 ) -> dict[str, str]:
@@ -47,7 +39,7 @@ def sign(
     body in hexadecimal. It is dated by this machine's clock, which must be within 15 minutes of the store's.
     """
     request = AWSRequest(method, url, headers=dict(headers))
-    request.context[_DIGEST] = body_digest
-    key = ReadOnlyCredentials(credentials.key_id, credentials.secret.reveal(), None)
-    _Signer(key, "s3", region).add_auth(request)
+    signer = S3SigV4Auth(ReadOnlyCredentials(credentials.key_id, credentials.secret.reveal(), None), "s3", region)
+    signer.payload = lambda _: body_digest  # the library would hash the body anew at every attempt, on this thread
+    signer.add_auth(request)
     return dict(request.headers)

@@ -23,6 +23,7 @@ from yarl import URL
 
 from storage.addresses import HTTPS_PORT, PublicResolver, check_host, public_socket
 from storage.errors import ForbiddenAddress, Unavailable
+from storage.lookups import Lookups
 from storage.retries import Retries
 
 REFUSAL_LIMIT_BYTES = 64 << 10
@@ -256,7 +257,7 @@ class Transport:
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
             public = self._reach is Reach.PUBLIC
-            resolver: AbstractResolver = aiohttp.ThreadedResolver()
+            resolver: AbstractResolver = Lookups()
             connector = aiohttp.TCPConnector(
                 limit=0,  # `_slot` counts: waiting for a connection must not use up the time for its answer
                 resolver=PublicResolver(resolver) if public else resolver,

@@ -48,7 +48,9 @@ async def gpu(patient: Patient) -> Finding:
     found = [[cell.strip() for cell in line.split(",")] for line in out.decode(errors="replace").splitlines() if line]
     if process.returncode or not found or any(len(row) != 3 for row in found):
         return warn("nvidia-smi is there and does not answer: load the driver again (`nvidia-smi` shows why)", gpus=0)
-    names = ", ".join(f"{name} ({float(mib) / 1024:.0f} GiB)" for name, _, mib in found)
+    names = ", ".join(
+        f"{name} ({int(mib) / 1024:.0f} GiB)" if mib.isdecimal() else f"{name} (memory {mib})" for name, _, mib in found
+    )
     seen = torch.cuda.is_available()
     sentence = f"{names}, driver {found[0][1]}; nodes of this version train on the CPU"
     return ok(sentence, gpus=len(found), driver=found[0][1], torch_sees_it=int(seen))

@@ -153,7 +153,8 @@ async def commitment(patient: Patient) -> Finding:
 async def dataset(patient: Patient) -> Finding:
     """Whether pages of the dataset can be read, and how fast."""
     published = await patient.published.need()
-    opened = await published.open_dataset(patient.settings.dataset, patient.ways.own)
+    settings, ways = patient.settings, patient.ways
+    opened = await published.open_dataset(settings.dataset, ways.own, ways.peers, settings.buckets)
     pages = min(_PAGES, published.run.pages_per_window, opened.index.pages)
     await opened.read_page(0)  # opens the connection, which stays open while a node runs
     began = time.perf_counter()

@@ -12,8 +12,10 @@ from neurons.doctor.finding import Finding, State, fail, ok, skipped, warn
 from neurons.doctor.words import rate
 from neurons.errors import ConfigError
 from storage.bucket import Bucket
-from storage.errors import AccessRefused, NotFound, NotSupported, StorageError
+from storage.errors import AccessRefused, NotFound, NotSupported, StorageError, TooLarge
 from storage.location import HttpsLocation, LocalLocation, Location
+from storage.retention import UNFINISHED_SECONDS
+from storage.s3 import S3Bucket
 
 _PROBE_BYTES = 1 << 10
 _PROBE_LIMIT_BYTES = 1 << 26
@@ -39,21 +41,30 @@ class OwnStore:
 
 
 async def require_store(store: OwnStore) -> None:
-    """Raise `ConfigError` with what is wrong with the own bucket, if anything is that would stop a node."""
+    """Raise `ConfigError` with what is wrong with the own bucket, if anything is that would stop a node; another
+    `StorageError` if the store is away, which may be over when the node is started again."""
     for check in (write, read, refusal):
-        finding = await _judged(check(store))
+        try:
+            finding = await check(store)
+        except AccessRefused as error:
+            raise ConfigError(f"the own bucket: {error}") from error
         if finding.state is State.FAIL:
             raise ConfigError(finding.sentence)
 
 
 async def write(store: OwnStore) -> Finding:
-    """Whether the write key writes and deletes."""
+    """Whether the write key writes and deletes, and may sweep what an upload left half done."""
     key = store.probe_key()
     try:
         await store.bucket.put(key, os.urandom(_PROBE_BYTES))
         await store.bucket.delete(key)
-    except StorageError as error:
+    except (AccessRefused, NotSupported) as error:
         return fail(f"the own bucket cannot be written: {error}")
+    if isinstance(store.bucket, S3Bucket):
+        try:
+            await store.bucket.abort_uploads("doctor/", older_than_seconds=UNFINISHED_SECONDS)
+        except AccessRefused as error:
+            return warn(f"written and deleted, but uploads that were broken off cannot be listed and removed: {error}")
     return ok("written and deleted with the write key")
 
 
@@ -76,7 +87,7 @@ async def read(store: OwnStore) -> Finding:
     await store.bucket.put(key, data)
     try:
         found = await store.readers.get(key, limit_bytes=_PROBE_BYTES)
-    except StorageError as error:
+    except (AccessRefused, NotFound, NotSupported, TooLarge) as error:
         return fail(f"others cannot read the own bucket: {error}")
     finally:
         await store.bucket.delete(key)
@@ -138,13 +149,6 @@ async def speed(store: OwnStore) -> Finding:
         upload_bytes_per_second=upload,
         download_bytes_per_second=download,
     )
-
-
-async def _judged(check: Awaitable[Finding]) -> Finding:
-    try:
-        return await check
-    except StorageError as error:
-        return fail(f"the own bucket: {error}")
 
 
 async def _obeyed(request: Awaitable[None]) -> bool:

@@ -178,6 +178,8 @@ class Link:
                 yield int(block["header"]["number"])
         except LOST as error:
             raise self._silent(error) from error
+        except _MISMATCH as error:
+            raise self._differs(error) from error
 
     def _silent(self, error: BaseException) -> ChainUnreachable:
         return ChainUnreachable(

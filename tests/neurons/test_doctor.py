@@ -205,6 +205,8 @@ class Odd:
 
     async def get(self, key: str, *, limit_bytes: int) -> bytes:
         if self.fault == "no read":
+            raise AccessRefused("this access key may not do that")
+        if self.fault == "away":
             raise Unavailable("no answer")
         if self.fault == "another":
             return b"something else"
@@ -261,6 +263,8 @@ def test_a_node_does_not_start_with_a_bucket_that_fails(tmp_path: Path) -> None:
     asyncio.run(require_store(store_of(tmp_path / "b", readers="no list")))
     with pytest.raises(ConfigError, match="others cannot read"):
         asyncio.run(require_store(store_of(tmp_path / "b", readers="no read")))
+    with pytest.raises(Unavailable, match="no answer"):  # which may be over when it is started again
+        asyncio.run(require_store(store_of(tmp_path / "b", readers="away")))
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(0.0, 0.0), (3.0, 0.0), (-3.0, 0.0), (100.0, 100.0), (-100.0, -100.0)])

@@ -36,7 +36,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(folder: Path, tiny: Path, text: Path, no_process_survives: None) -> Process:
     own = ["--miners", 2, "--validators", 1, "--cheats", "copycat", "--preset", tiny, "--text", text]
-    process = Process("up", "--dir", folder, "--storage", "s3", *own, "--block-seconds", 0.5, "--json", "--windows", 3)
+    # What a shell may hold for another node: it must not reach these.
+    shell = {
+        "WINDROW_BUCKET": "https://store.example/elsewhere",
+        "WINDROW_WALLET_PATH": "/nowhere",
+        "AWS_PROFILE": "none",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shell.items():
+            patch.setenv(name, value)
+        own += ["--block-seconds", 0.5, "--json", "--windows", 3]
+        process = Process("up", "--dir", folder, "--storage", "s3", *own)
     assert process.end() == 0, "".join(process.err)
     return process
 

@@ -20,7 +20,7 @@ from botocore.config import Config
 from neurons import cli
 from neurons.draft import without_digests
 from neurons.errors import ConfigError, TextError
-from neurons.publication import Publication, Published, read_published
+from neurons.publication import Publication, Published, read_published, source_bucket
 from neurons.publishing import Order, publish
 from neurons.radosgw import Keys, Radosgw
 from neurons.run_commands import read_table
@@ -145,7 +145,7 @@ def test_a_published_run_has_all_that_a_node_needs(place: Path) -> None:
     transport = Transport(Reach.ANY)
 
     async def look() -> None:
-        dataset = await published.open_dataset(None, transport)
+        dataset = await published.open_dataset(None, transport, transport, None)
         await dataset.verify()
         assert dataset.index.pages >= published.run.pages_needed
         bucket = published.bucket(transport)
@@ -317,10 +317,10 @@ def test_a_run_is_found_by_its_url(place: Path, served: str) -> None:
     ("source", "words"),
     [
         ("{served}/run.toml", "ends in /RUN/run.toml"),
-        ("{served}/0123456789abcdef/run.toml?x=1", "ends in /RUN/run.toml"),
+        ("{served}/0123456789abcdef/run.toml?x=1", "plain https URL"),
         ("{served}/0123456789abcdef/run.toml", "there is no published run"),
         ("http://runs.example.org/0123456789abcdef/run.toml", "give an https URL"),
-        ("https://user@runs.example.org/0123456789abcdef/run.toml", "a public bucket is"),
+        ("https://user@runs.example.org/0123456789abcdef/run.toml", "plain https URL"),
     ],
 )
 def test_a_url_that_names_no_run_is_told(served: str, source: str, words: str) -> None:
@@ -351,16 +351,42 @@ def test_a_run_toml_by_itself_needs_a_dataset_to_be_named(tmp_path: Path, place:
     published = find(str(alone))
     assert published.base is None
     with pytest.raises(ConfigError, match="give --dataset"):
-        asyncio.run(published.open_dataset(None, Transport(Reach.ANY)))
+        open_dataset(published, None)
 
 
-def test_a_publication_may_name_a_dataset_elsewhere(tmp_path: Path, place: Path, draft: Path) -> None:
-    """By URL, which nothing is copied for; a wrong one is named."""
-    published = Published(found_in(place).run, Publication(dataset=str(tmp_path)), str(place))
-    with pytest.raises(ConfigError, match=f"{tmp_path} is not the run's dataset"):
-        asyncio.run(published.open_dataset(None, Transport(Reach.ANY)))
+def open_dataset(published: Published, source: str | None, local_root: Path | None = None) -> None:
+    own, others = Transport(Reach.ANY), Transport(Reach.PUBLIC if local_root is None else Reach.ANY)
+    asyncio.run(published.open_dataset(source, own, others, local_root))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "/etc",
+        "https://127.0.0.1:9000/x",
+        "https://[::1/x",
+        "https://a.example:99999999/x",
+        "http://a.example/x",
+        "file:///x",
+    ],
+)
+def test_a_publication_may_name_a_dataset_elsewhere_but_nothing_of_this_machine_or_its_network(
+    place: Path, told: str
+) -> None:
+    """It is in no digest: whoever can write the publisher's bucket could send nodes anywhere."""
+    published = Published(found_in(place).run, Publication(dataset=told), str(place))
+    with pytest.raises(ConfigError, match="names no dataset that could be read"):
+        open_dataset(published, None)
     (dataset,) = (place / "datasets").iterdir()
-    asyncio.run(published.open_dataset(str(dataset), Transport(Reach.ANY)))
+    open_dataset(published, str(dataset))  # what the owner of a node names wins
+
+
+@pytest.mark.parametrize("url", ["https://user:hunter2@a.example", "https://a.example/x?X-Amz-Signature=hunter2"])
+def test_a_url_that_may_hold_a_secret_is_refused_unseen(url: str) -> None:
+    for call in (lambda: find(f"{url}/0123456789abcdef/run.toml"), lambda: source_bucket(url, Transport(Reach.ANY))):
+        with pytest.raises(ConfigError, match="plain https URL") as refused:
+            call()
+        assert "hunter2" not in str(refused.value)
 
 
 def make_public(radosgw: Radosgw, name: str) -> Keys:

@@ -373,3 +373,9 @@ def test_no_secret_is_ever_shown() -> None:
         sentence = remote_complaint(**flags)
         assert "reading-secret" not in sentence
         assert "written-secret" not in sentence
+
+
+def test_a_misspelt_variable_does_not_hide_those_that_are_right() -> None:
+    told = complaint({}, {"WINDROW_BUKET": "x", "WINDROW_DIR": "/net", "WINDROW_WALLET_NAME": "bob"})
+    assert "did you mean WINDROW_BUCKET?" in told
+    assert "not given" not in told

@@ -78,3 +78,27 @@ def test_a_disk_that_takes_nothing_is_no_peers_fault(spool: Spool, bucket: Direc
             spool.clear()
 
     asyncio.run(scenario())
+
+
+def test_what_one_peer_gives_neither_replaces_nor_removes_what_another_gave(
+    spool: Spool, bucket: DirectoryBucket, tmp_path: Path
+) -> None:
+    """Digests are public in a seal, so a stranger may seal the same one and serve junk of the right size."""
+    stranger = DirectoryBucket(tmp_path / "stranger")
+
+    async def scenario() -> None:
+        await bucket.put("shard", DATA)
+        await stranger.put("shard", b"x" + DATA[1:])
+        both = (spool.fetch(bucket, "shard", SHARD), spool.fetch(stranger, "shard", SHARD))
+        path, refused = await asyncio.gather(*both, return_exceptions=True)
+        assert isinstance(path, Path)
+        assert isinstance(refused, Rejected)
+        assert spool.read(path) == DATA
+        assert list(spool.folder.iterdir()) == [path]
+
+    asyncio.run(scenario())
+
+
+def test_a_fetched_file_that_is_gone_is_no_peers_fault(spool: Spool) -> None:
+    with pytest.raises(DiskUnusable, match="cannot be read"):
+        spool.read(spool.path(SHARD))

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 import pytest
 from aiohttp import AddrInfoType
 
@@ -280,7 +279,7 @@ def test_ten_thousand_hostile_commitments_lead_nowhere_but_to_the_public_interne
     # Every public-looking name leads inside, one in three to a mixture that changes.
     inside = ["127.0.0.1", "127.0.0.2", "::1", "10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1", "fd00::1"]
     answers = Answers(*[[address] for address in inside], inside, ["1.1.1.1", *inside], [*inside, "2606:4700::1111"])
-    monkeypatch.setattr(aiohttp, "ThreadedResolver", lambda: answers)
+    monkeypatch.setattr("storage.transfer.Lookups", lambda: answers)
 
     async def campaign() -> dict[str, int]:
         transport = public_transport()

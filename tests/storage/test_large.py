@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import tracemalloc
 from pathlib import Path
@@ -162,6 +163,35 @@ def test_a_file_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) 
                 await download(HttpsBucket(server.url, shared), "a", len(DATA), tmp_path / "nowhere" / "a")
 
     asyncio.run(scenario())
+
+
+def test_a_disk_that_fills_up_on_the_way_is_not_taken_for_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario() -> int:
+        async with Proxy(serve) as server, transport() as shared:
+            with pytest.raises(DiskUnusable, match="cannot be written: No space left on device"):
+                await download(HttpsBucket(server.url, shared), "a", len(DATA), tmp_path / "a")
+            return len(server.requests)
+
+    monkeypatch.setattr("storage.large.os.pwritev", full)
+    assert asyncio.run(scenario()) <= -(-len(DATA) // RANGE)  # none was asked for again
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "modified", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 +99999999999999", ""]
+)
+def test_a_store_that_tells_an_impossible_time_tells_none(modified: str) -> None:
+    async def scenario() -> float:
+        answer = Response(200, {"content-length": "5", "last-modified": modified})
+        async with Proxy(lambda _: answer) as server, transport() as shared:
+            return (await HttpsBucket(server.url, shared).head("a")).last_modified
+
+    assert asyncio.run(scenario()) == 0.0
 
 
 def test_a_file_that_becomes_shorter_while_it_is_sent_becomes_no_object(
