@@ -42,7 +42,7 @@ from protocol.window import Window, deadlines, failover_block, window_of
 from storage.bucket import Bucket
 from storage.checkpoint import Checkpoint, read_checkpoint
 from storage.dataset import Dataset
-from storage.errors import NotFound, StorageError
+from storage.errors import NotFound, StorageError, Unavailable
 from storage.patience import PatientBucket
 from storage.retention import sweep
 
@@ -278,16 +278,25 @@ class Node:
         shapes = {p.name: p.shape for p in self.layout.parameters}
         while True:
             buckets = [(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
-            if self.parts.publisher is not None:
-                buckets.append(("the run's publisher", self.parts.publisher))
+            silent = 0
             for owner, bucket in buckets:
                 try:
                     checkpoint = await read_checkpoint(bucket, self.keys, window=None, shapes=shapes)
                 except StorageError as error:
+                    silent += isinstance(error, Unavailable)
                     self.complain(f"checkpoint from {owner}: {error}")
                     continue
                 if await self._take(checkpoint):
                     return
+            # While no validator answers, the first state may be one from which there is no way on: what was sent since
+            # then is kept for a while only.
+            if self.parts.publisher is not None and (not buckets or silent < len(buckets)):
+                try:
+                    first = await read_checkpoint(self.parts.publisher, self.keys, window=None, shapes=shapes)
+                    if await self._take(first):
+                        return
+                except StorageError as error:
+                    self.complain(f"checkpoint from the run's publisher: {error}")
             self.report("waiting for a checkpoint")
             await tick(self.chain)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,53 @@ def test_a_run_that_begins_later_is_waited_for_and_starts_from_what_its_publishe
             assert (await net.manifest(2)).root == net.run.genesis_root
             contributed = {c.hotkey for c in (await net.manifest(3)).contributions}
             assert contributed == {net.nodes[name].hotkey for name in ("a", "b")}
+            assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
+
+
+class AwayBucket:
+    """Somebody's bucket as others see it: while `away`, nothing answers."""
+
+    away = True
+
+    def __init__(self, inner: Bucket) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    async def get(self, key: str, *, limit_bytes: int) -> bytes:
+        if AwayBucket.away:
+            raise Unavailable("nothing answers here")
+        return await self.inner.get(key, limit_bytes=limit_bytes)
+
+
+def test_who_starts_while_no_validator_answers_waits_for_a_newer_state_than_the_first(
+    network, virtual, quick, monkeypatch
+) -> None:
+    """From the first state there may be no way on: what was sent since then is kept for a while only."""
+    quick["checkpoints"] = {"every_windows": 2, "keep": 2}
+
+    async def scenario() -> None:
+        async with await network(["v", "a", "late"], table=quick) as net:
+            publisher = DirectoryBucket(net.folder / "publisher")
+            shutil.copytree(net.folder / "buckets" / "v", publisher.root)
+            net.start("v", Validator)
+            net.start("a")
+            await net.windows(6)
+            monkeypatch.setattr(AwayBucket, "away", True)
+
+            def open_bucket(commitment: bytes) -> Any:
+                bucket = net.open_bucket(commitment)
+                return AwayBucket(bucket) if commitment == net.location("v") else bucket
+
+            net.start("late", publisher=publisher, open_bucket=open_bucket)
+            await net.blocks(3)
+            assert net.nodes["late"].state.window == -1
+            AwayBucket.away = False
+            await net.windows(3)
+            assert net.nodes["late"].state.window > 6
             assert len({root for _, root in net.roots()}) == 1
 
     virtual(scenario())
