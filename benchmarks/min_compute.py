@@ -50,7 +50,8 @@ HEAD = """\
 # - upload: a miner's payload between the close and the snapshot of the seals; with less, it stops training earlier.
 #   A validator copies the payloads of a full gather list and a share of a checkpoint in a window.
 # - download: a full gather and reserve list between the snapshot and the reveal, and pages over the window.
-# - disk: a miner's moments and error feedback, the last ones and the next. bucket: what retention keeps in it.
+# - disk: a miner's moments and error feedback, the last ones and the next, and what those on full lists have sealed in
+#   a window; a validator's, what all slots may have sealed. bucket: what retention keeps in it.
 # A block takes 12 s, in the demo 1 s. 1 GiB is 2^30 bytes, 1 Mbit 10^6 bits.
 """
 
@@ -105,6 +106,7 @@ def validator(run: Run) -> dict[str, float | None]:
     return {
         "memory_gib": memory,
         "tflop_s": speed,
+        "disk_gib": _gib(run.dataset.slots * _uploaded_bytes(run)),
         "upload_mbit_s": _mbit_s(written, _window_seconds(run)),
         "download_mbit_s": _up(_list_mbit_s(run) + _pages_mbit_s(run, figures, gradients + judging.held_out_pages)),
         "bucket_gib": _gib(gathered * _windows_kept(run) + figures.checkpoint_bytes * kept.keep),

@@ -29,7 +29,7 @@ _MINER_FLOATS = 7
 training ended and the difference while it compresses, copies of the moments while it saves."""
 
 _SAVED_FLOATS = 6
-"""fp32 numbers a parameter in a miner's folder at the peak: moments and error feedback, the last ones and the next."""
+"""fp32 numbers a parameter that a miner keeps at the peak: moments and error feedback, the last ones and the next."""
 
 _PROCESS_BYTES = 600 << 20
 """A process that has imported torch and transformers and holds no model."""
@@ -47,7 +47,8 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What one miner of a run handles. A payload is counted as it is uploaded, encrypted, without its 1 kB of seal;
-    `read_bytes` are its pages of one window, `gather_bytes` what the others on a full list have sent."""
+    `read_bytes` are its pages of one window, `gather_bytes` what the others on a full list have sent, `saved_bytes`
+    what lies in its folder at the peak: its state, and what those on full lists, reserves too, have sealed."""
 
     parameters: int
     payload_bytes: int
@@ -74,7 +75,7 @@ def figures_of(run: Run) -> Figures:
         read_bytes=tokens * token_bytes_for(vocabulary_size(model)),
         gather_bytes=run.gauntlet.gather_size * payload,
         checkpoint_bytes=4 * layout.size,
-        saved_bytes=4 * _SAVED_FLOATS * layout.size,
+        saved_bytes=4 * _SAVED_FLOATS * layout.size + (run.gauntlet.gather_size + run.gauntlet.reserve_size) * payload,
     )
 
 

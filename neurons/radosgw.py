@@ -7,6 +7,7 @@ to three seconds after `start`. scripts/install-radosgw installs what it needs.
 
 from __future__ import annotations
 
+import hashlib
 import http
 import http.client
 import json
@@ -24,12 +25,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import ReadOnlyCredentials
-
 from neurons.errors import RadosgwError
 from storage.credentials import Credentials, Secret
+from storage.signing import sign
 
 REGION = "us-east-1"
 """What requests are signed for; radosgw takes any region."""
@@ -165,11 +163,11 @@ class Radosgw:
         _kill(self._processes)
 
     def _put(self, key: Credentials, path: str, body: bytes) -> None:
-        request = AWSRequest("PUT", self.url + path, data=body)
-        S3SigV4Auth(ReadOnlyCredentials(key.key_id, key.secret.reveal(), None), "s3", REGION).add_auth(request)
+        digest = hashlib.sha256(body).hexdigest()
+        headers = sign(key, REGION, "PUT", self.url + path, {}, body_digest=digest)
         host = self.url.removeprefix("http://")
         with closing(http.client.HTTPConnection(host, timeout=_REQUEST_SECONDS)) as connection:
-            connection.request("PUT", path, body, dict(request.headers))
+            connection.request("PUT", path, body, headers)
             answer = connection.getresponse()
             text = answer.read().decode(errors="replace")
         if answer.status >= 300:

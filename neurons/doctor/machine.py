@@ -78,7 +78,7 @@ async def disk(patient: Patient) -> Finding:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    sentence = f"a miner saves {size(needed)} below {patient.settings.state}, {size(free)} are free"
+    sentence = f"a miner keeps {size(needed)} below {patient.settings.state}, {size(free)} are free"
     figures = {"needed_bytes": needed, "free_bytes": free}
     if not os.access(place, os.W_OK):
         return fail(f"{place} may not be written by this user: choose another --state", **figures)

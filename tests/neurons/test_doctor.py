@@ -23,7 +23,7 @@ from neurons.doctor.verdict import verdict
 from neurons.doctor.words import duration, rate, size
 from neurons.draft import check_draft
 from neurons.errors import ConfigError
-from neurons.folder import Places, under_construction
+from neurons.folder import Places
 from neurons.founding import Wishes
 from neurons.process import transports
 from neurons.radosgw import Radosgw
@@ -37,17 +37,14 @@ from storage.errors import AccessRefused, NotFound, Unavailable
 from storage.location import HttpsLocation, LocalLocation, S3Location
 from storage.s3 import S3Bucket, S3Endpoint
 from storage.transfer import Reach, Transport
+from tests.neurons.founded import found_network
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, text: Path) -> Path:
     """A network that was founded a moment ago and never ran."""
     folder = tmp_path_factory.mktemp("doctor") / "net"
-    plan = founding.plan(Wishes(1, 1, (), str(tiny), 1.0, text))
-    folder.mkdir()
-    with under_construction(folder):
-        digest = founding.write_text(lambda _: None, folder, plan)
-        founding.write_rest(lambda _: None, folder, plan, digest)
+    found_network(folder, founding.plan(Wishes(1, 1, (), str(tiny), 1.0, text)))
     return folder
 
 

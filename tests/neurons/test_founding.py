@@ -13,8 +13,8 @@ from bittensor.wallet import Wallet
 from neurons import founding
 from neurons.adversaries import ADVERSARIES
 from neurons.errors import ConfigError, FolderError, TextError
-from neurons.folder import CHEATS, Charter, Places, bucket_name, founded_run, require_network, under_construction
-from neurons.founding import Plan, Wishes
+from neurons.folder import CHEATS, Charter, Places, bucket_name, founded_run, require_network
+from neurons.founding import Wishes
 from neurons.training.model import build_model, parameter_shapes
 from protocol.chain.local import LocalChain
 from protocol.chain.port import Neuron
@@ -23,16 +23,7 @@ from storage.checkpoint import read_checkpoint
 from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.keys import Keys
-
-
-def make(folder: Path, plan: Plan) -> list[str]:
-    """Found a network in this process; returns what was said."""
-    said: list[str] = []
-    folder.mkdir()
-    with under_construction(folder):
-        digest = founding.write_text(said.append, folder, plan)
-        founding.write_rest(said.append, folder, plan, digest)
-    return said
+from tests.neurons.founded import found_network
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +35,7 @@ def wishes(tiny: Path, text: Path) -> Wishes:
 def network(tmp_path_factory: pytest.TempPathFactory, wishes: Wishes) -> Path:
     """A network that was founded and never ran. Not to be changed."""
     folder = tmp_path_factory.mktemp("founding") / "net"
-    said = make(folder, founding.plan(wishes))
+    said = found_network(folder, founding.plan(wishes))
     assert [line.split()[0] for line in said] == [
         "reading",
         "training",
@@ -238,7 +229,7 @@ def test_too_little_text_leaves_an_empty_folder(tmp_path: Path, wishes: Wishes) 
     (tmp_path / "text" / "one").write_text("a line\n")
     plan = founding.plan(replace(wishes, text=tmp_path / "text"))
     with pytest.raises(TextError, match="add text"):
-        make(tmp_path / "net", plan)
+        found_network(tmp_path / "net", plan)
     assert os.listdir(tmp_path / "net") == []
 
 
@@ -257,5 +248,5 @@ def test_a_model_that_cannot_be_trained_leaves_an_empty_folder(
     path.write_text(tiny.read_text().replace(old, new))
     plan = founding.plan(replace(wishes, preset=str(path)))
     with pytest.raises(ConfigError, match=words):
-        make(tmp_path / "net", plan)
+        found_network(tmp_path / "net", plan)
     assert os.listdir(tmp_path / "net") == []

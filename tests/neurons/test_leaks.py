@@ -24,13 +24,14 @@ from bittensor.wallet import Wallet
 
 from neurons import founding
 from neurons.errors import ConfigError
-from neurons.folder import Places, bucket_name, under_construction
+from neurons.folder import Places, bucket_name
 from neurons.founding import Wishes
 from neurons.settings import load_settings
 from protocol.chain.local import LocalChain
 from storage.credentials import Credentials, Secret
 from storage.location import LocalLocation, S3Location, encode
 from storage.s3 import S3Endpoint
+from tests.neurons.founded import found_network
 from tests.secrets import Harvest, found, harvest, windrow
 
 WRITE = Credentials("WRITEKEYID7EXAMPLE00", Secret("w7JalrXUtnFEMI/K7MDENG+bPxRfiCYwrite0001"))
@@ -113,11 +114,7 @@ def store(patience: int) -> Iterator[str]:
 def founded(tmp_path_factory: pytest.TempPathFactory, tiny: Path, text: Path) -> Path:
     """A network of a validator and two miners that never ran. Not to be changed."""
     folder = tmp_path_factory.mktemp("leaks") / "net"
-    plan = founding.plan(Wishes(2, 1, (), str(tiny), 0.05, text))
-    folder.mkdir()
-    with under_construction(folder):
-        digest = founding.write_text(lambda _: None, folder, plan)
-        founding.write_rest(lambda _: None, folder, plan, digest)
+    found_network(folder, founding.plan(Wishes(2, 1, (), str(tiny), 0.05, text)))
     return folder
 
 

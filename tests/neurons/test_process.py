@@ -15,7 +15,7 @@ from bittensor.wallet import Wallet
 
 from neurons import founding
 from neurons.errors import ConfigError
-from neurons.folder import Places, under_construction
+from neurons.folder import Places
 from neurons.founding import Wishes
 from neurons.process import open_chain
 from neurons.publication import Publication
@@ -25,6 +25,7 @@ from neurons.status import STATUS_FILE, read_status
 from protocol.chain.local import LocalChain
 from protocol.errors import ChainUnreachable
 from storage.location import S3Location, decode
+from tests.neurons.founded import found_network
 
 PATIENCE_SECONDS = 120.0
 
@@ -33,11 +34,7 @@ PATIENCE_SECONDS = 120.0
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path, text: Path) -> Path:
     """A network that was founded and whose chain stands still."""
     folder = tmp_path_factory.mktemp("process") / "net"
-    plan = founding.plan(Wishes(1, 1, (), str(tiny), 1.0, text))
-    folder.mkdir()
-    with under_construction(folder):
-        digest = founding.write_text(lambda _: None, folder, plan)
-        founding.write_rest(lambda _: None, folder, plan, digest)
+    found_network(folder, founding.plan(Wishes(1, 1, (), str(tiny), 1.0, text)))
     return folder
 
 
