@@ -112,8 +112,8 @@ def close_window(
                 contributed=outcome.uid in contributed,
                 submission=outcome.submission,
                 judgement=_judgement(found, ranks[outcome.uid]) if found else None,
-                before=_standing(book.of(outcome.uid, outcome.hotkey), run),
-                after=_standing(after.of(outcome.uid, outcome.hotkey), run),
+                before=standing_of(book.of(outcome.uid, outcome.hotkey), run),
+                after=standing_of(after.of(outcome.uid, outcome.hotkey), run),
                 list_next="gather" if outcome.uid in gather else "reserve" if outcome.uid in reserve else "none",
                 weight=weights.get(outcome.uid, 0.0),
             )
@@ -156,7 +156,8 @@ def _mean(losses: F64 | None) -> float | None:
     return None if losses is None else float(bounded_losses(losses).mean())
 
 
-def _standing(record: PeerRecord, run: Run) -> Standing:
+def standing_of(record: PeerRecord, run: Run) -> Standing:
+    """What a receipt says of this record."""
     return Standing(
         rating=record.rating,
         mu=record.mu,
