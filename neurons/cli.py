@@ -294,6 +294,32 @@ def explain(
         Console().print(explanation)
 
 
+@app.command("audit")
+@with_viewpoint
+def audit(
+    flags: dict[str, object],
+    first: Annotated[
+        int | None, typer.Option("--from", min=0, help="First window.", show_default="first of the run")
+    ] = None,
+    last: Annotated[int | None, typer.Option("--to", min=0, help="Last window.", show_default="the newest")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Recompute receipts too: losses, gains, ratings.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether the ledger follows from itself and the receipts from the payloads: recomputed, with read access only."""
+    import tempfile
+
+    from neurons.audit.walk import audit as walk
+
+    console = Console(stderr=True)
+    with console.status("looking") as status, tempfile.TemporaryDirectory(prefix="windrow-audit-") as spool:
+        report, _ = _look(flags, lambda look: walk(look, first, last, scores, Path(spool), status.update))
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        Console().print(report)
+    raise typer.Exit(report.exit_code)
+
+
 @app.command()
 def lab(
     attacks: Annotated[list[str] | None, typer.Argument(help="Which attacks.", show_default="all")] = None,

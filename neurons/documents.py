@@ -20,6 +20,10 @@ _POINTER_LIMIT_BYTES = 1 << 10
 _WINDOW_DIGITS = 8
 
 
+class UnknownSigner(DocumentError):
+    """A document is signed by somebody who is no validator now. He may have been one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A validator and its bucket."""
@@ -92,7 +96,7 @@ class Documents:
         manifest = Manifest.parse(data)
         # A validator also keeps the manifests of the others that it followed, so the signer may be any of them.
         if manifest.signer not in self.validators:
-            raise DocumentError(f"signed by {manifest.signer}, which is no validator with a permit")
+            raise UnknownSigner(f"signed by {manifest.signer}, which is no validator with a permit")
         manifest.verify()
         self._check(manifest, manifest.run_digest, manifest.window, window)
         return manifest

@@ -1,0 +1,172 @@
+"""Comparing receipts with what comes out here: scores from the events they name, judgements from the payloads. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+from neurons.audit.report import BEFORE, Difference, WindowReport
+from neurons.leaderboard.words import short
+from protocol.errors import LedgerError
+from protocol.gauntlet.history import event_of
+from protocol.gauntlet.receipts import Judgement, Receipts, Standing
+from protocol.gauntlet.scorebook import Scorebook, update
+from protocol.gauntlet.selection import select
+from protocol.gauntlet.verdict import Findings, Outcome, close_window, standing_of
+from protocol.gauntlet.weights import weights_of
+from protocol.identity import Document
+from protocol.ledger.manifest import Manifest
+from protocol.run import Run
+
+SCORE_TOLERANCE = 1e-6
+"""Scores and weights follow from a receipt's own numbers by a few operations in binary64: all that another machine may
+make of them is the last digits of an exponential function."""
+
+TOLERANCES = {
+    "loss": 2e-3,
+    "gain": 2e-4,
+    "unique_work": 0.1,
+    "rank": 1.0,
+}
+"""What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss (measured:
+docs/validator.md), unique work in [−1, 1], places by one where two peers are about as good."""
+
+
+def compare_scores(book: Scorebook, receipts: Receipts, run: Run, report: WindowReport, *, is_whole: bool) -> Scorebook:
+    """Make the scores of one window again from the events that the receipts name, on `book`, and take note of every
+    difference. Returns the scorebook after the window. `is_whole` says whether `book` was made from the receipts of
+    every window before."""
+    for receipt in receipts.receipts:
+        record = standing_of(book.of(receipt.uid, receipt.hotkey), run)
+        _compare(report, receipts, receipt.uid, BEFORE, receipt.before, record)
+    try:
+        after = update(book, receipts.window, [event_of(receipt) for receipt in receipts.receipts], run)
+    except LedgerError as error:
+        report.fault(f"the receipts of {short(receipts.signer)} cannot follow those before: {error}")
+        return book
+    gather, reserve = select(after, run)
+    weights = weights_of(after, gather, reserve, run)
+    exact = True
+    for receipt in receipts.receipts:
+        record = standing_of(after.of(receipt.uid, receipt.hotkey), run)
+        _compare(report, receipts, receipt.uid, "", receipt.after, record)
+        exact = exact and receipt.after == record
+        weight = weights.get(receipt.uid, 0.0)
+        report.compare(_difference(receipts, receipt.uid, "weight", receipt.weight, weight, SCORE_TOLERANCE))
+        on_list = "gather" if receipt.uid in gather else "reserve" if receipt.uid in reserve else "none"
+        if receipt.list_next != on_list and is_whole:
+            report.fault(
+                f"uid {receipt.uid}: validator {short(receipts.signer)} says list {receipt.list_next}, its scores give "
+                f"{on_list}"
+            )
+        report.scores += 1
+    if is_whole and exact and receipts.scorebook_digest != after.digest():
+        report.fault(
+            f"validator {short(receipts.signer)} names scorebook {receipts.scorebook_digest[:16]}…, its receipts give "
+            f"{after.digest()[:16]}…, though every score is the same"
+        )
+    return after
+
+
+def compare_with_manifest(receipts: Receipts, manifest: Manifest, report: WindowReport) -> None:
+    """Whether receipts say of each peer what the manifest of their window says."""
+    judge = short(receipts.signer)
+    applied = {(c.uid, c.hotkey) for c in manifest.contributions}
+    named = {(r.uid, r.hotkey): r for r in receipts.receipts}
+    for peer, receipt in named.items():
+        if receipt.contributed != (peer in applied):
+            says, does = ("applied", "does not apply") if receipt.contributed else ("not applied", "applies")
+            report.fault(f"uid {peer[0]}: validator {judge} says {says}, the manifest {does} it")
+    if receipts.signer != manifest.signer:
+        return  # another validator may have seen a peer that this one did not
+    for uid, hotkey in sorted(applied - named.keys()):
+        report.fault(f"uid {uid} ({short(hotkey)}): applied by validator {judge}, who has no receipt for it")
+    for refusal in manifest.rejected:
+        if (refusal.uid, refusal.hotkey) not in named:
+            report.fault(
+                f"uid {refusal.uid} ({short(refusal.hotkey)}): rejected for {refusal.reason} by validator {judge}, who "
+                "has no receipt for it"
+            )
+
+
+def compare_lists(book: Scorebook, manifest: Manifest, run: Run, report: WindowReport) -> None:
+    """Whether the lists of a manifest are those that its signer's scorebook gave when it was written."""
+    for name, said, found in zip(
+        ("gather", "reserve"), (manifest.gather, manifest.reserve), select(book, run), strict=True
+    ):
+        if said != found:
+            report.fault(
+                f"the manifest's {name} list is {list(said)}, the receipts of its signer {short(manifest.signer)} give "
+                f"{list(found)}"
+            )
+
+
+def compare_judgements(
+    book: Scorebook,
+    receipts: Receipts,
+    findings: Mapping[int, Findings],
+    contributed: Collection[int],
+    run: Run,
+    report: WindowReport,
+) -> None:
+    """Compare every judgement with the one that `findings`, made here, give on the scorebook before the window."""
+    for difference in judgement_differences(book, receipts, findings, contributed, run):
+        report.compare(difference)
+    report.judgements += len(findings)
+
+
+def judgement_differences(
+    book: Scorebook,
+    receipts: Receipts,
+    findings: Mapping[int, Findings],
+    contributed: Collection[int],
+    run: Run,
+) -> Iterator[Difference]:
+    """Each number of each judgement, as said and as found."""
+    outcomes = [Outcome(r.uid, r.hotkey, r.reason, r.detail, r.steps_behind, r.submission) for r in receipts.receipts]
+    verdict = close_window(book, receipts.window, outcomes, findings, contributed, run)
+    found = {receipt.uid: receipt.judgement for receipt in verdict.receipts}
+    for receipt in receipts.receipts:
+        made = found[receipt.uid]
+        if receipt.judgement is None or made is None:
+            continue
+        for name in Judgement.model_fields:
+            said, here = _numbers(receipt.judgement, name), _numbers(made, name)
+            if said == here == ():
+                continue
+            yield _difference(receipts, receipt.uid, name, *_worst(said, here), _tolerance(name))
+
+
+def _tolerance(name: str) -> float:
+    return next((value for part, value in TOLERANCES.items() if part in name), 0.0)
+
+
+def _numbers(document: Document, name: str) -> tuple[float, ...]:
+    """A field as numbers: none for null, several for a list."""
+    value = getattr(document, name)
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return tuple(float(each) for each in values)
+
+
+def _worst(said: tuple[float, ...], found: tuple[float, ...]) -> tuple[float, float]:
+    """The pair that lies furthest apart; not a number where one of both is missing."""
+    if len(said) != len(found):
+        return (said or (math.nan,))[0], (found or (math.nan,))[0] if said == () or found == () else math.nan
+    return max(zip(said, found, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
+
+
+def _compare(report: WindowReport, receipts: Receipts, uid: int, prefix: str, said: Standing, found: Standing) -> None:
+    for name in Standing.model_fields:
+        values = getattr(said, name), getattr(found, name)
+        report.compare(_difference(receipts, uid, prefix + name, *values, SCORE_TOLERANCE * max(1.0, abs(values[1]))))
+
+
+def _difference(
+    receipts: Receipts, uid: int | None, kind: str, said: float, found: float, tolerance: float
+) -> Difference:
+    return Difference(kind, receipts.window, uid, receipts.signer, said, found, tolerance)
+
+
+def held_out_difference(receipts: Receipts, when: str, said: float, found: float) -> Difference:
+    """The loss on the held-out pages; `when` is `before` or `after`."""
+    return _difference(receipts, None, f"held_out_loss_{when}", said, found, TOLERANCES["loss"])
