@@ -22,14 +22,10 @@ SCORE_TOLERANCE = 1e-6
 """Scores and weights follow from a receipt's own numbers by a few operations in binary64: all that another machine may
 make of them is the last digits of an exponential function."""
 
-TOLERANCES = {
-    "loss": 2e-3,
-    "gain": 2e-4,
-    "unique_work": 0.1,
-    "rank": 1.0,
-}
-"""What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss (measured:
-docs/validator.md), unique work in [−1, 1], places by one where two peers are about as good."""
+TOLERANCES = {"loss": 1e-3, "gain": 1e-4, "unique_work": 0.02, "rank": 1.0}
+"""What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss, unique work
+in [−1, 1], and one place where two peers are about as good. Twice and more what fp32 and bf16 differ by on the demo's
+model (6 windows, 28 judgements: 5e-4 nats, 3e-5 of the loss, 1.4e-3)."""
 
 
 def compare_scores(book: Scorebook, receipts: Receipts, run: Run, report: WindowReport, *, is_whole: bool) -> Scorebook:

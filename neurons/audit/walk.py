@@ -26,7 +26,7 @@ from neurons.judge import Judge
 from neurons.leaderboard.words import short
 from neurons.onlooker import Onlooker
 from protocol.assignment import Assignment
-from protocol.errors import ChainError, ChainUnreachable, Divergence, DocumentError, LedgerError
+from protocol.errors import ChainError, ChainUnreachable, DocumentError, LedgerError
 from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.history import book_before, event_of
 from protocol.gauntlet.receipts import Receipts
@@ -186,16 +186,18 @@ class _Walk:
     def _follow(self, manifest: Manifest, report: WindowReport) -> None:
         """Check a manifest against the rules, and go on with it."""
         state, number = self.replica.state, manifest.window
-        root = state.root() if state is not None else manifest.root
+        if state is not None:
+            report.root_checked = True
+            root = state.root()
+            if root != manifest.root:
+                report.fault(f"the manifest names root {manifest.root}, the manifests before it give {root}")
+                self.replica.lose()
         previous = self.ledger.previous if self.ledger.previous is not None else manifest.previous
+        lists = self.ledger.lists.get(number, ((), ()))
         try:
-            lists = self.ledger.lists.get(number, ((), ()))
             check_contributions(manifest, self.run, *lists, self.replica.reader.sealed_sizes)
-            check_manifest(manifest, self.run, number, previous, root, manifest.signer)
-            report.root_checked = state is not None
-        except Divergence as error:
-            report.fault(f"the root is not the one that the payloads give: {error}")
-            self.replica.lose()
+            # The root was compared above: a broken chain must not hide it.
+            check_manifest(manifest, self.run, number, previous, manifest.root, manifest.signer)
         except LedgerError as error:
             report.fault(str(error))
         self.ledger.previous = manifest.digest()

@@ -265,7 +265,8 @@ class Judged:
             )
 
     def _paid(self) -> Iterator[str]:
-        receipt, later = self.receipt, self.receipts.window + 2
+        # The next manifest carries the lists made after this window; they count two windows after it.
+        receipt, later = self.receipt, self.receipts.window + 3
         places = {
             "gather": f"on the gather list: its payload of window {later} is applied if valid",
             "reserve": f"on the reserve list: it steps in in window {later} if a gather peer fails",

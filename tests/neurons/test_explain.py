@@ -7,8 +7,10 @@ import pytest
 from bittensor_core import Keypair
 from rich.console import Console
 
-from neurons.errors import NotJudged
-from neurons.explain import MEANINGS, Explanation, explain, passed_checks
+from neurons.explain.evidence import Evidence
+from neurons.explain.explanation import Explanation, explain
+from neurons.explain.reasons import MEANINGS, passed_checks
+from protocol.chain.port import Neuron
 from protocol.errors import Reason
 from protocol.gauntlet.receipts import Judgement, Receipt, Receipts, Standing, Submission
 from protocol.run import Run, preset_table, run_from_table
@@ -69,7 +71,37 @@ def explained(incentive: float | None = 0.25, **changes: object) -> Explanation:
         scorebook_digest="ef" * 32,
         receipts=(peer, Receipt(**(values | {"uid": 3, "hotkey": HOTKEYS[3]}))),  # type: ignore[arg-type]
     ).signed(ALICE)
-    return explain(receipts, 2, RUN, incentive)
+    return explain(evidence_of(receipts, incentive))
+
+
+def evidence_of(receipts: Receipts, incentive: float | None) -> Evidence:
+    """What is known of uid 2, whose slot another hotkey holds when `incentive` is None."""
+    return Evidence(
+        run=RUN,
+        uid=2,
+        window=7,
+        head_block=100,
+        block_seconds=12.0,
+        hotkey=HOTKEYS[2],
+        block_times={},
+        neuron=neuron(2, HOTKEYS[2] if incentive is not None else HOTKEYS[3], incentive or 0.0),
+        receipts=receipts,
+    )
+
+
+def neuron(uid: int, hotkey: str, incentive: float = 0.0, permit: bool = False, registered_at: int = 0) -> Neuron:
+    return Neuron(
+        uid=uid,
+        hotkey=hotkey,
+        coldkey=ALICE.ss58_address,
+        stake=7.0,
+        validator_permit=permit,
+        incentive=incentive,
+        dividends=0.0,
+        emission=0.0,
+        last_update=0,
+        registered_at=registered_at,
+    )
 
 
 def rejected(reason: Reason, **changes: object) -> Explanation:
@@ -94,7 +126,7 @@ def test_the_words_of_a_good_window_hold_every_number() -> None:
         "12.00 → 13.00  = μ 27.40 − 3 × σ 4.80",
         "0.90 → 1.00: a clean window gives 0.10 back",
         "13.000 × 0.450 × 1.000 × 1.000 = 5.850",
-        "its payload of window 9 is applied if valid",
+        "its payload of window 10 is applied if valid",
         "weight 31.25 %",
         "incentive 25.00 %",
     ):
@@ -107,7 +139,8 @@ def test_the_json_holds_the_scores_by_the_leaderboards_names_and_the_whole_recei
     expected = AFTER.model_dump() | {"weight": 0.3125, "incentive": 0.25, "uid": 2, "hotkey": HOTKEYS[2], "window": 7}
     del expected["mu"], expected["sigma"]
     assert {name: shown[name] for name in expected} == expected
-    receipt = json.loads(explanation.receipt.canonical())
+    assert explanation.judged is not None
+    receipt = json.loads(explanation.judged.receipt.canonical())
     assert {name: shown[name] for name in receipt} == receipt
 
 
@@ -163,7 +196,7 @@ def test_a_final_score_that_is_not_the_product_is_called_out() -> None:
 def test_a_valid_payload_that_was_not_applied_is_told_why() -> None:
     text = explained(contributed=False, list_next="none").text()
     assert "not on the gather list" in text
-    assert "on no list for window 9" in text
+    assert "on no list for window 10" in text
 
 
 def test_a_peer_without_seal_judgement_or_slot_is_explained_too() -> None:
@@ -208,8 +241,3 @@ def test_on_a_screen_it_says_the_same_and_keeps_the_width(width: int) -> None:
     assert max(len(line) for line in text.splitlines()) <= width
     for fact in ("uid 2", "✕ overlap", "13.000 × 0.450 × 1.000 × 0.450", "incentive 25.00 %"):
         assert fact in text
-
-
-def test_a_peer_without_a_receipt_is_a_sentence() -> None:
-    with pytest.raises(NotJudged, match="uid 9 has no receipt in window 7: judged were 2, 3"):
-        explain(explained().receipts, 9, RUN, None)
