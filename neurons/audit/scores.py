@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 
 from neurons.audit.report import BEFORE, Difference, WindowReport
 from neurons.leaderboard.words import short
 from protocol.errors import LedgerError
-from protocol.gauntlet.history import event_of
+from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Judgement, Receipts, Standing
 from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import select
@@ -22,7 +23,7 @@ SCORE_TOLERANCE = 1e-6
 """Scores and weights follow from a receipt's own numbers by a few operations in binary64: all that another machine may
 make of them is the last digits of an exponential function."""
 
-TOLERANCES = {"loss": 1e-3, "gain": 1e-4, "unique_work": 0.02, "rank": 1.0}
+TOLERANCES = {"loss": 1e-3, "gain": 1e-4, "rank": 1.0, "places": 1.0, "resembles": 0.02}
 """What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss, unique work
 in [−1, 1], and one place where two peers are about as good. Twice and more what fp32 and bf16 differ by on the demo's
 model (6 windows, 28 judgements: 5e-4 nats, 3e-5 of the loss, 1.4e-3)."""
@@ -36,7 +37,7 @@ def compare_scores(book: Scorebook, receipts: Receipts, run: Run, report: Window
         record = standing_of(book.of(receipt.uid, receipt.hotkey), run)
         _compare(report, receipts, receipt.uid, BEFORE, receipt.before, record)
     try:
-        after = update(book, receipts.window, [event_of(receipt) for receipt in receipts.receipts], run)
+        after = update(book, receipts.window, events_of(receipts), run)
     except LedgerError as error:
         report.fault(f"the receipts of {short(receipts.signer)} cannot follow those before: {error}")
         return book
@@ -127,34 +128,44 @@ def judgement_differences(
         if receipt.judgement is None or made is None:
             continue
         for name in Judgement.model_fields:
-            said, here = _numbers(receipt.judgement, name), _numbers(made, name)
-            if said == here == ():
-                continue
-            yield _difference(receipts, receipt.uid, name, *_worst(said, here), _tolerance(name))
+            if pair := _pair(receipt.judgement, made, name):
+                yield _difference(receipts, receipt.uid, name, *pair, _tolerance(name, run))
 
 
-def _tolerance(name: str) -> float:
+def _tolerance(name: str, run: Run) -> float:
+    if name == "unique_work":
+        # A share of pairs of pages: two of them may turn.
+        mine, random = (-(-2 * count // 3) for count in (run.gauntlet.own_pages, run.gauntlet.random_pages))
+        return 4.0 / (mine * random)
     return next((value for part, value in TOLERANCES.items() if part in name), 0.0)
 
 
-def _numbers(document: Document, name: str) -> tuple[float, ...]:
-    """A field as numbers: none for null, several for a list."""
-    value = getattr(document, name)
-    values = value if isinstance(value, tuple) else () if value is None else (value,)
-    return tuple(float(each) for each in values)
+def _pair(said: Document, found: Document, name: str) -> tuple[float, float] | None:
+    """The numbers of a field that lie furthest apart; one is not a number where it has no counterpart. None where
+    there is none in either."""
+    left, right = _numbers(getattr(said, name)), _numbers(getattr(found, name))
+    pairs = itertools.zip_longest(left, right, fillvalue=math.nan)
+    # What is not a number is further apart than anything.
+    return max(pairs, key=lambda pair: (math.isnan(sum(pair)), abs(pair[0] - pair[1])), default=None)
 
 
-def _worst(said: tuple[float, ...], found: tuple[float, ...]) -> tuple[float, float]:
-    """The pair that lies furthest apart; not a number where one of both is missing."""
-    if len(said) != len(found):
-        return (said or (math.nan,))[0], (found or (math.nan,))[0] if said == () or found == () else math.nan
-    return max(zip(said, found, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
+def _numbers(value: object) -> tuple[float, ...]:
+    """A value as numbers: none for null, several for a list or a document of them."""
+    if value is None:
+        return ()
+    if isinstance(value, Document):
+        return tuple(number for name in type(value).model_fields for number in _numbers(getattr(value, name)))
+    if isinstance(value, tuple):
+        return tuple(number for each in value for number in _numbers(each))
+    assert isinstance(value, int | float)
+    return (float(value),)
 
 
 def _compare(report: WindowReport, receipts: Receipts, uid: int, prefix: str, said: Standing, found: Standing) -> None:
     for name in Standing.model_fields:
-        values = getattr(said, name), getattr(found, name)
-        report.compare(_difference(receipts, uid, prefix + name, *values, SCORE_TOLERANCE * max(1.0, abs(values[1]))))
+        if pair := _pair(said, found, name):
+            tolerance = SCORE_TOLERANCE * max(1.0, abs(pair[1]))
+            report.compare(_difference(receipts, uid, prefix + name, *pair, tolerance))
 
 
 def _difference(

@@ -28,7 +28,7 @@ from neurons.onlooker import Onlooker
 from protocol.assignment import Assignment
 from protocol.errors import ChainError, ChainUnreachable, DocumentError, LedgerError
 from protocol.gauntlet.evaluation import bounded_losses
-from protocol.gauntlet.history import book_before, event_of
+from protocol.gauntlet.history import book_before, events_of
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.verdict import Findings
@@ -213,8 +213,8 @@ class _Walk:
                 self.say(f"window {number}: receipts of uid {validator.source.uid}")
                 receipts = await self._receipts(validator, number, WindowReport(number))
                 if receipts is not None:
-                    events = [event_of(receipt) for receipt in receipts.receipts]
-                    validator.book = update(self._book(validator, receipts), number, events, self.run)
+                    book = self._book(validator, receipts)
+                    validator.book = update(book, number, events_of(receipts), self.run)
 
     async def _receipts(self, validator: _Validator, number: int, report: WindowReport) -> Receipts | None:
         source = validator.source

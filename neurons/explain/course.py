@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from protocol.gauntlet.history import book_before, event_of
+from protocol.gauntlet.history import book_before, events_of
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Event, PeerRecord, Scorebook, update
 from protocol.gauntlet.selection import select
@@ -36,7 +36,7 @@ class Course:
 
     def __init__(self, receipts: Sequence[Receipts], run: Run, uid: int, hotkey: str) -> None:
         self.run, self.uid, self.hotkey = run, uid, hotkey
-        self.events = {each.window: tuple(event_of(r) for r in each.receipts) for each in receipts}
+        self.events = {each.window: events_of(each) for each in receipts}
         self._start = book_before(receipts[0], run)
         self._last = receipts[-1]
         self.book = self._played({})

@@ -118,6 +118,7 @@ class Judged:
             "validator": self.receipts.signer,
             "rating": after.rating,
             "unique_work": after.unique_work,
+            "unique_work_error": after.unique_work_error,
             "sync": after.sync,
             "standing": after.standing,
             "final": after.final,
@@ -186,6 +187,8 @@ class Judged:
                 f"after {number(self.run.gauntlet.step_share, 2)} of its step; "
                 f"first-order estimate {percent(judgement.first_order_gain, 3, signed=True)}"
             )
+        if judgement.overstates:
+            yield "the first-order gain promises more than twice of it: until measured again, it plays no match by that"
 
     def _place(self, judgement: Judgement) -> str:
         ranks = [r.judgement.rank for r in self.receipts.receipts if r.judgement is not None]
@@ -207,8 +210,14 @@ class Judged:
             )
         yield (
             f"against the others on the same pages: {number(judgement.unique_work, 3)} in [−1, 1]; "
-            f"average {number(before.unique_work, 3)} → {number(after.unique_work, 3)}"
+            f"average {number(before.unique_work, 3)} → {number(after.unique_work, 3)}, evident from "
+            f"{number(self.run.gauntlet.unique_work_errors * after.unique_work_error, 3)} on"
         )
+        if judgement.resembles is not None:
+            yield (
+                f"✕ but it does page for page what uid {judgement.resembles.uid} does, correlation "
+                f"{number(judgement.resembles.correlation)}: counted as −1"
+            )
 
     def _rating(self) -> Iterator[str]:
         before, after = self.receipt.before, self.receipt.after
@@ -216,9 +225,12 @@ class Judged:
             f"{number(before.rating)} → {number(after.rating)}  = μ {number(after.mu)} − 3 × σ {number(after.sigma)}"
         )
         if (before.mu, before.sigma) == (after.mu, after.sigma):
-            yield "unchanged: it was not in this window's match"
+            yield "unchanged: it was in none of this window's matches"
         elif self.receipt.judgement is None:
-            yield "last place in this window's match, with all who sent nothing valid"
+            yield "last place in all of this window's matches, with all who sent nothing valid"
+        elif places := self.receipt.judgement.places:
+            shown = ", ".join(str(place + 1) for place in places)
+            yield f"places on the {len(places)} random pages, a match of a few on each: {shown}"
 
     def _sync(self) -> str:
         steps = self.receipt.steps_behind
@@ -258,11 +270,9 @@ class Judged:
         gauntlet, absent = self.run.gauntlet, self.receipt.reason in (Reason.NO_SEAL, Reason.UNREACHABLE)
         if absent:
             yield f"inactive, with no seal for {plural(self.run.penalties.inactive_windows, 'window')} or more"
-        if not absent or self.receipt.after.unique_work < gauntlet.unique_work_threshold:
-            yield (
-                f"unique work in doubt, below {number(gauntlet.unique_work_threshold)} after "
-                f"{plural(gauntlet.unique_work_windows, 'window')}"
-            )
+        least = gauntlet.unique_work_errors * self.receipt.after.unique_work_error
+        if not absent or self.receipt.after.unique_work < least:
+            yield f"unique work is not evident: it would have to be {number(least, 3)}, beyond what chance gives"
 
     def _paid(self) -> Iterator[str]:
         # The next manifest carries the lists made after this window; they count two windows after it.

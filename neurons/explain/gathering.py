@@ -13,7 +13,6 @@ from neurons.leaderboard.words import plain
 from neurons.onlooker import Onlooker
 from protocol.chain.port import Neuron
 from protocol.errors import ChainError, DocumentError
-from protocol.gauntlet.history import windows_remembered
 from protocol.gauntlet.receipts import Receipts
 from protocol.identity import Document, SignedDocument
 from protocol.ledger.manifest import Manifest
@@ -24,6 +23,9 @@ from storage.errors import NotFound, StorageError, TooLarge
 from storage.keys import Keys
 
 _Found = TypeVar("_Found", bound=SignedDocument)
+
+_PAST_WINDOWS = 24
+"""How far back is looked for what a standing still suffers from: a share of a tenth a window comes back by default."""
 
 _SHARDS_LOOKED_AT = 64
 """A seal may name many shards, also ones that are not there: more than these are not asked for."""
@@ -108,10 +110,10 @@ async def _first(
 
 
 async def _past(documents: Documents, judge: Source | None, window: int) -> tuple[Receipts, ...]:
-    """Receipts of the windows before, by the same validator: as many as its scorebook remembers, without a gap."""
+    """Receipts of the windows before, by the same validator, without a gap."""
     if judge is None:
         return ()
-    first = max(documents.run.time.first_window, window - 2 * windows_remembered(documents.run))
+    first = max(documents.run.time.first_window, window - _PAST_WINDOWS)
 
     async def read(number: int) -> Receipts | None:
         try:

@@ -68,6 +68,10 @@ MEANINGS: dict[Reason, tuple[str, str]] = {
         "It names the right state but did not prove to hold it: its own parameters differ.",
         "Start the miner again, so that it loads a checkpoint and replays the ledger.",
     ),
+    Reason.NORM: (
+        "Its update is many times as large as those of the others.",
+        "Train with the inner learning rate of run.toml; a larger update counts for no more.",
+    ),
     Reason.DUPLICATE: (
         "Its records equal those of another payload, of this window or an earlier one.",
         "Train on the assigned pages and send each result once.",

@@ -13,9 +13,9 @@ from neurons.explain.timeline import key_lateness, seal_lateness
 from neurons.leaderboard.words import number, percent, plural
 from protocol.errors import Reason
 from protocol.gauntlet.receipts import Judgement, Receipt
-from protocol.gauntlet.scorebook import Event
+from protocol.gauntlet.scorebook import Event, update
 
-_WINDOWS_LIMIT = 1000
+_WINDOWS_LIMIT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,41 +190,58 @@ def _first(evidence: Evidence) -> int:
 
 
 def _in_place_of(event: Event, other: Event) -> Event:
-    return event.model_copy(update={"gain": other.gain, "gain_error": other.gain_error, "rank": other.rank})
+    return event.model_copy(update={"gain": other.gain, "gain_error": other.gain_error, "places": other.places})
 
 
 # --- unique work, rating, lists -----------------------------------------------------------------------------
 
 
 def _unique_work(evidence: Evidence, receipt: Receipt, course: Course) -> Iterator[Repair]:
-    record, run, real = course.real.record, evidence.run, course.real
-    if record.works_alone(run) and record.unique_work > 0:
-        return
-    needed = run.gauntlet.unique_work_threshold
+    yield from _resemblance(evidence, receipt, course)
+    record, gauntlet, real = course.real.record, evidence.run.gauntlet, course.real
+    needed = gauntlet.unique_work_errors * record.unique_work_error
     short = needed - record.unique_work
-    if short <= 0:
+    if short <= 0 or (record.works_alone(evidence.run) and record.unique_work > 0):
         return
     were = course.were(record.model_copy(update={"unique_work": needed}))
     words = (
-        f"unique work {number(short, 3)} below the {number(needed, 3)} that it takes: at that, {_weights(real, were)}"
+        f"unique work {number(record.unique_work, 3)} is {number(short, 3)} below the threshold of "
+        f"{number(needed, 3)}, {number(gauntlet.unique_work_errors, 1)} times its error: at that, "
+        f"{_weights(real, were)}"
     )
-    value = receipt.judgement.unique_work if receipt.judgement else None
-    windows = (
-        None if value is None else _windows_until(record.unique_work, value, needed, run.gauntlet.unique_work_rate)
-    )
+    windows = _windows_until_evident(evidence, course)
     if windows is not None:
-        words += f"; with this window's {number(value or 0.0, 3)} every time it takes {plural(windows, 'more window')}"
+        words += f"; with windows like this one it takes {plural(windows, 'more window')}"
     yield Repair("unique_work", words, {"short": short, **_figures(were)})
 
 
-def _windows_until(average: float, value: float, needed: float, rate: float) -> int | None:
-    """Windows with `value` until the moving average is at `needed`; None if it never is."""
-    if value <= needed:
+def _resemblance(evidence: Evidence, receipt: Receipt, course: Course) -> Iterator[Repair]:
+    event, judgement = course.event(evidence.window), receipt.judgement
+    if event is None or judgement is None or (twin := judgement.resembles) is None:
+        return
+    own = event.model_copy(update={"unique_work": judgement.unique_work})
+    had = course.had({evidence.window: own})
+    words = (
+        f"its payload does page for page what that of uid {twin.uid} does (correlation {number(twin.correlation)}): "
+        f"with work of its own the unique work would be {number(had.record.unique_work, 3)} instead of "
+        f"{number(course.real.record.unique_work, 3)}, and {_weights(course.real, had)}"
+    )
+    yield Repair("resembles", words, {"uid": float(twin.uid), "correlation": twin.correlation, **_figures(had)})
+
+
+def _windows_until_evident(evidence: Evidence, course: Course) -> int | None:
+    """Windows with the same evidence of unique work until it is enough; None if it never is."""
+    event, book = course.event(evidence.window), course.book
+    if event is None or event.unique_work is None:
         return None
-    windows = 0
-    while average < needed and windows < _WINDOWS_LIMIT:
-        average, windows = (1 - rate) * average + rate * value, windows + 1
-    return windows
+    again = _clean(event).model_copy(
+        update={"unique_work": event.unique_work, "unique_work_error": event.unique_work_error}
+    )
+    for windows in range(1, _WINDOWS_LIMIT + 1):
+        book = update(book, book.window, [again], evidence.run)
+        if book.of(event.uid, event.hotkey).works_alone(evidence.run):
+            return windows
+    return None
 
 
 def _rating(course: Course) -> Iterator[Repair]:
