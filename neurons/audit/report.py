@@ -15,6 +15,24 @@ from neurons.leaderboard.words import number, plain, plural, short
 BEFORE = "before."
 """What the kinds of scores before a window begin with."""
 
+_HEADLINES = {
+    "held_out_loss_before",
+    "held_out_loss_after",
+    "loss_before",
+    "loss_after",
+    "own_loss_before",
+    "own_loss_after",
+    "first_order_gain",
+    "gain",
+    "places",
+    "unique_work",
+    "rating",
+    "standing",
+    "final",
+    "weight",
+}
+"""What people see also where it does not differ. Everything else is in the JSON."""
+
 EXIT_DIFFERENCE = 12
 """A rule is broken, or a number differs by more than it may."""
 
@@ -190,8 +208,7 @@ class Report:
     def __rich__(self) -> Group:
         parts: list[Any] = [Text(self._looked_at(), style="bold")]
         if self.largest:
-            # What stands before a window is what stood after the last: of interest only where it does not.
-            shown = [each for kind, each in self.largest.items() if each.is_beyond or not kind.startswith(BEFORE)]
+            shown = [each for kind, each in self.largest.items() if each.size != 0 or kind in _HEADLINES]
             parts += [Text(), _table(shown)]
         if self.gaps:
             parts += [Text(), Text("not to be looked at:", style="bold"), *(Text(f"  {g.words}") for g in self.gaps)]
@@ -221,7 +238,7 @@ class Report:
 def _table(differences: Iterable[Difference]) -> Table:
     table = Table(title="largest difference of each kind", title_justify="left")
     for name, justify in (("number", "left"), ("apart", "right"), ("may be", "right"), ("window", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("uid", justify="right")
     table.add_column("says", justify="right")
     table.add_column("found", justify="right")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Collection, Iterator, Mapping
 
 from neurons.audit.report import BEFORE, Difference, WindowReport
@@ -23,10 +24,10 @@ SCORE_TOLERANCE = 1e-6
 """Scores and weights follow from a receipt's own numbers by a few operations in binary64: all that another machine may
 make of them is the last digits of an exponential function."""
 
-TOLERANCES = {"loss": 1e-3, "gain": 1e-4, "rank": 1.0, "places": 1.0, "resembles": 0.02}
-"""What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss, unique work
-in [−1, 1], and one place where two peers are about as good. Twice and more what fp32 and bf16 differ by on the demo's
-model (6 windows, 28 judgements: 5e-4 nats, 3e-5 of the loss, 1.4e-3)."""
+TOLERANCES = {"loss": 1e-3, "gain": 1e-4, "rank": 1.0, "places": 0.3, "resembles": 0.02}
+"""What a recomputed number may differ by on another machine: losses in nats, gains as a share of the loss, one place
+where two peers are about as good, the mean of the places on all pages, a correlation. About what fp32 and bf16 differ
+by on the demo's model (8 windows, 40 judgements: 1e-3 nats, 5e-5 of the loss); in one precision it is far less."""
 
 
 def compare_scores(book: Scorebook, receipts: Receipts, run: Run, report: WindowReport, *, is_whole: bool) -> Scorebook:
@@ -144,6 +145,9 @@ def _pair(said: Document, found: Document, name: str) -> tuple[float, float] | N
     """The numbers of a field that lie furthest apart; one is not a number where it has no counterpart. None where
     there is none in either."""
     left, right = _numbers(getattr(said, name)), _numbers(getattr(found, name))
+    if name == "places" and len(left) == len(right) and left:
+        # Two that are about as good may change places on a page; what counts is where one stands on the whole.
+        return statistics.fmean(left), statistics.fmean(right)
     pairs = itertools.zip_longest(left, right, fillvalue=math.nan)
     # What is not a number is further apart than anything.
     return max(pairs, key=lambda pair: (math.isnan(sum(pair)), abs(pair[0] - pair[1])), default=None)

@@ -176,6 +176,8 @@ def _next_place(evidence: Evidence, receipt: Receipt, course: Course) -> Iterato
         return
     best = next(r for r in judged if r.uid == _first(evidence))
     had = course.had({evidence.window: _in_place_of(event, best)})
+    if math.isclose(had.record.rating, course.real.record.rating, abs_tol=5e-3):
+        return  # one who is doubted to work alone is placed last wherever it stands
     words = (
         f"on the first place of this window its rating would be {number(had.record.rating)} instead of "
         f"{number(course.real.record.rating)}, and {_weights(course.real, had)}"
@@ -245,15 +247,14 @@ def _windows_until_evident(evidence: Evidence, course: Course) -> int | None:
 
 
 def _rating(course: Course) -> Iterator[Repair]:
-    real = course.real
-    if real.record.rating > 0:
+    record = course.real.record
+    if record.rating > 0:
         return
     words = (
-        f"the rating {number(real.record.rating)} must rise by {number(-real.record.rating)} before anything is paid"
+        f"the rating {number(record.rating)} must rise by {number(-record.rating)} before anything is paid: it is "
+        f"μ − 3σ, with μ {number(record.mu)} and σ {number(record.sigma)}"
     )
-    doubt = real.record.sigma
-    words += f": it is μ − 3σ, and rises with every window it takes part in while σ, now {number(doubt)}, falls"
-    yield Repair("rating", words, {"short": -real.record.rating, "sigma": doubt})
+    yield Repair("rating", words, {"short": -record.rating, "mu": record.mu, "sigma": record.sigma})
 
 
 def _lists(course: Course) -> Iterator[Repair]:
