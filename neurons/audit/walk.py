@@ -124,6 +124,8 @@ class _Walk:
                 await self.replica.apply(manifest, payloads)
             else:
                 self.replica.lose()
+        if not reports:
+            raise NotJudged(f"there is no manifest of window {begin} yet: wait until it is judged")
         precisions = {v.source.hotkey: v.precision for v in self.validators if v.precision is not None}
         return Report(self.run.name, tuple(reports), with_scores, precisions)
 
