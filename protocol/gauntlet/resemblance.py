@@ -35,8 +35,9 @@ def find_pairs(rows: Mapping[int, F64]) -> tuple[Pair, ...]:
     `rows` holds the first-order gains of each payload, float64 [pages], in the same order of pages for all: its own
     ones, those of the others and the random ones. A row is regressed on a constant and the median row, so that
     neither its size nor the common descent counts; what remains is brought to one length, and each page to one
-    spread, for on some pages everybody differs. Independent work then correlates as noise does: artanh(ρ) is normal with
-    a deviation of 1/√(pages − 3), or more where the pairs of this window say so. A row without spread, as zeros have it, says nothing.
+    spread, for on some pages everybody differs. Independent work then correlates as noise does: artanh(ρ) is normal
+    with a deviation of 1/√(pages − 3), or more where the pairs of this window say so. A row without spread, as zeros
+    have it, says nothing.
     """
     uids = sorted(uid for uid, row in rows.items() if np.isfinite(row).all() and np.ptp(row) > 0)
     if len(uids) < 3 or len(rows[uids[0]]) < 4:
