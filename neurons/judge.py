@@ -77,20 +77,21 @@ class Judge:
         random_pages: Sequence[np.ndarray],
         own_pages: Mapping[int, Sequence[np.ndarray]],
         budget: Budget,
+        *,
+        at_once: int,
     ) -> dict[int, Findings]:
         """Findings for every update by uid, in as much time as `budget` has.
 
-        Gradients on the first `gauntlet.random_pages` come first, which score everyone; then, peer by peer in the order
-        of `measured`, its own pages and its measured gains; then more of `random_pages` for all, as many at a time,
-        until the order of the measured is settled. Whoever is left when time runs out is ranked by its first-order
+        Gradients on the first `at_once` of `random_pages` come first, which score everyone; then, peer by peer in the
+        order of `measured`, its own pages and its measured gains; then `at_once` more of `random_pages` at a time for
+        all, until the order of the measured is settled. Whoever is left when time runs out is ranked by its first-order
         gain; what is begun and not finished does not count. With fewer than `LEAST_PAGES` pages nobody is judged, and
         with fewer than the first ones nobody is measured.
         """
         trials = self.trials(window, updates)
         if not trials:
             return {}
-        step = self.run.gauntlet.random_pages
-        first = random_pages[:step]
+        first = random_pages[:at_once]
         shared = self._slopes(first, trials, budget)
         if shared.pages < LEAST_PAGES:
             return {}
@@ -102,7 +103,7 @@ class Judge:
                     break
                 found[uid] = one
         while found and shared.pages < len(random_pages) and not self._is_settled(shared, found):
-            grown = self._grow(trials, shared, found, random_pages[shared.pages : shared.pages + step], budget)
+            grown = self._grow(trials, shared, found, random_pages[shared.pages : shared.pages + at_once], budget)
             if grown is None:
                 break
             shared, found = grown

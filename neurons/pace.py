@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Budget:
     remembered: Pace
     _gradients: _Stopwatch = field(default_factory=_Stopwatch)
     _losses: _Stopwatch = field(default_factory=_Stopwatch)
+
+    @classmethod
+    def unlimited(cls) -> Budget:
+        """All the time in the world."""
+        return cls(lambda: 0.0, math.inf, lambda: False, Pace())
 
     @property
     def seen(self) -> Pace:

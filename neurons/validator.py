@@ -188,7 +188,9 @@ class Validator(Node):
         async with stop_at(self.chain, end) as over:
             budget = Budget(clock, clock() + seconds_left, over, self.pace)
             findings = await asyncio.to_thread(
-                self._judge().evaluate, window.number, updates, measured, random_pages, own_pages, budget
+                self._judge().evaluate,
+                *(window.number, updates, measured, random_pages, own_pages, budget),
+                at_once=self.run.gauntlet.random_pages,
             )
         self.pace = self.pace.after(budget.seen)
         await until(self.chain, window.reveal_block)

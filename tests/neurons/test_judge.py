@@ -84,16 +84,12 @@ def within(judge: SlowJudge, seconds: float, remembered: Pace = KNOWN) -> Budget
     return Budget(judge.clock, judge.clock() + seconds, lambda: False, remembered)
 
 
-def unlimited(judge: SlowJudge) -> Budget:
-    return within(judge, 1e9)
-
-
 def test_judging_leaves_every_parameter_as_it_was_to_the_bit(
     judge: SlowJudge, updates: dict[int, SparseUpdate]
 ) -> None:
     before = judge.theta.tobytes()
     own = {uid: pages(2) for uid in UIDS}
-    found = judge.evaluate(0, updates, UIDS, pages(6), own, unlimited(judge))
+    found = judge.evaluate(0, updates, UIDS, pages(6), own, Budget.unlimited(), at_once=4)
     assert judge.theta.tobytes() == before
     assert all(found[uid].own_after is not None and found[uid].unique_work is not None for uid in UIDS)
 
@@ -102,7 +98,7 @@ def test_the_measured_gain_is_the_fall_of_the_loss_under_the_trial_step(
     judge: SlowJudge, updates: dict[int, SparseUpdate]
 ) -> None:
     shared = pages(2)
-    found = judge.evaluate(0, updates, UIDS, shared, {uid: pages(1) for uid in UIDS}, unlimited(judge))
+    found = judge.evaluate(0, updates, UIDS, shared, {uid: pages(1) for uid in UIDS}, Budget.unlimited(), at_once=4)
     judge.trials(0, updates)[2].apply(judge.theta)
     np.testing.assert_array_equal(found[2].after, np.concatenate([judge.losses(page) for page in shared]))
 
@@ -116,7 +112,7 @@ def test_a_step_that_changes_nothing_gains_nothing_to_the_bit(
     layout = Layout.from_shapes(parameter_shapes(judge.model))
     nothing = np.zeros(layout.size, np.float32)
     zeros = decompress(layout, run.sparseloco, compress(layout, run.sparseloco, nothing.copy(), nothing))
-    found = judge.evaluate(0, updates | {7: zeros}, (7,), pages(3), {7: pages(2)}, unlimited(judge))[7]
+    found = judge.evaluate(0, updates | {7: zeros}, (7,), pages(3), {7: pages(2)}, Budget.unlimited(), at_once=4)[7]
     np.testing.assert_array_equal(found.after, found.before)
     np.testing.assert_array_equal(found.own_after, found.own_before)
 
@@ -126,7 +122,7 @@ def test_when_time_runs_out_those_named_first_are_measured_and_the_rest_still_ra
 ) -> None:
     own = {uid: pages(2) for uid in UIDS}
     # Two random pages take 6 s, a peer 2 x 3 + 4 x 1 s, which must fit 1.2 times.
-    found = judge.evaluate(0, updates, (3, 1, 2), pages(2), own, within(judge, 6 + 12 + 9))
+    found = judge.evaluate(0, updates, (3, 1, 2), pages(2), own, within(judge, 6 + 12 + 9), at_once=4)
     assert judge.clock.seconds == 6 + 10
     assert found[3].after is not None
     assert found[3].unique_work is not None
@@ -143,11 +139,11 @@ def test_a_machine_of_unknown_pace_tries_and_then_begins_only_what_it_can_finish
     """After the random pages a loss might take as long as a gradient: a peer is expected to take 18 s, 21.6 with the
     reserve, and takes 10."""
     own = {uid: pages(2) for uid in UIDS}
-    found = judge.evaluate(0, updates, UIDS, pages(2), own, within(judge, 6 + 21, Pace()))
+    found = judge.evaluate(0, updates, UIDS, pages(2), own, within(judge, 6 + 21, Pace()), at_once=4)
     assert [found[uid].after is not None for uid in UIDS] == [False, False, False]
     judge.clock.seconds = 0.0
     budget = within(judge, 6 + 22, Pace())
-    found = judge.evaluate(0, updates, UIDS, pages(2), own, budget)
+    found = judge.evaluate(0, updates, UIDS, pages(2), own, budget, at_once=4)
     assert [found[uid].after is not None for uid in UIDS] == [True, True, False]
     assert budget.seen == KNOWN
 
@@ -158,7 +154,7 @@ def test_what_is_begun_is_broken_off_after_the_page_at_which_time_is_over(
     """Blocks may come faster than expected. θ is as it was, and the half measured peer counts as not measured."""
     before = judge.theta.tobytes()
     over = Budget(judge.clock, 1e9, lambda: judge.clock.seconds > 6 + 6 + 2, KNOWN)
-    found = judge.evaluate(0, updates, UIDS, pages(2), {uid: pages(2) for uid in UIDS}, over)
+    found = judge.evaluate(0, updates, UIDS, pages(2), {uid: pages(2) for uid in UIDS}, over, at_once=4)
     assert judge.clock.seconds == 6 + 6 + 3
     assert judge.theta.tobytes() == before
     assert all(found[uid].after is None and found[uid].unique_work is None for uid in UIDS)
@@ -168,9 +164,9 @@ def test_a_slow_machine_judges_on_fewer_random_pages_but_not_on_one(
     judge: SlowJudge, updates: dict[int, SparseUpdate]
 ) -> None:
     own = {uid: pages(1) for uid in UIDS}
-    assert judge.evaluate(0, updates, UIDS, pages(4), own, within(judge, 5)) == {}
+    assert judge.evaluate(0, updates, UIDS, pages(4), own, within(judge, 5), at_once=4) == {}
     judge.clock.seconds = 0.0
-    found = judge.evaluate(0, updates, UIDS, pages(4), own, within(judge, 7))
+    found = judge.evaluate(0, updates, UIDS, pages(4), own, within(judge, 7), at_once=4)
     assert {uid: (f.pages, f.after) for uid, f in found.items()} == dict.fromkeys(UIDS, (2, None))
 
 
@@ -180,14 +176,14 @@ def test_random_pages_are_added_for_all_until_the_most_while_the_order_is_open(
     step, own = run.gauntlet.random_pages, {uid: pages(2) for uid in UIDS}
     many = pages(2 * step + 3)
     monkeypatch.setattr("neurons.judge.is_settled", lambda gains, errors: False)
-    found = judge.evaluate(0, updates, (1, 2), many, own, unlimited(judge))
+    found = judge.evaluate(0, updates, (1, 2), many, own, Budget.unlimited(), at_once=step)
     assert {f.pages for f in found.values()} == {2 * step + 3}
     assert found[1].after is not None
     assert found[1].after.shape == found[1].before.shape == (4 * (2 * step + 3),)
-    whole = judge.evaluate(0, updates, (1, 2), many[:step], own, unlimited(judge))
+    whole = judge.evaluate(0, updates, (1, 2), many[:step], own, Budget.unlimited(), at_once=step)
     np.testing.assert_array_equal(found[3].shared[:step], whole[3].shared)
     monkeypatch.setattr("neurons.judge.is_settled", lambda gains, errors: True)
-    assert judge.evaluate(0, updates, (1, 2), many, own, unlimited(judge))[3].pages == step
+    assert judge.evaluate(0, updates, (1, 2), many, own, Budget.unlimited(), at_once=step)[3].pages == step
 
 
 def test_pages_for_which_there_is_no_time_for_all_are_left_out_for_all(
@@ -197,7 +193,7 @@ def test_pages_for_which_there_is_no_time_for_all_are_left_out_for_all(
     step, own = run.gauntlet.random_pages, {uid: pages(2) for uid in UIDS}
     first = 3 * step + 2 * (6 + 2 + step)
     over = Budget(judge.clock, 1e9, lambda: judge.clock.seconds >= first + 3 * step + step + 1, KNOWN)
-    found = judge.evaluate(0, updates, (1, 2), pages(2 * step), own, over)
+    found = judge.evaluate(0, updates, (1, 2), pages(2 * step), own, over, at_once=step)
     assert judge.clock.seconds == first + 3 * step + step + 1
     assert {(f.pages, len(f.before)) for f in found.values()} == {(step, 4 * step)}
     assert {len(found[uid].after) for uid in (1, 2)} == {4 * step}
