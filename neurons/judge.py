@@ -23,7 +23,7 @@ _BATCH_SEQUENCES = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Slopes:
+class Slopes:
     """Pages before any step: first-order gains of every trial by uid, float64 [pages], and the losses per sequence,
     float64 [sequences] in nats."""
 
@@ -32,12 +32,13 @@ class _Slopes:
 
     @property
     def pages(self) -> int:
+        """How many they are."""
         return len(next(iter(self.gains.values())))
 
-    def with_more(self, more: _Slopes) -> _Slopes:
+    def with_more(self, more: Slopes) -> Slopes:
         """The same with further pages."""
         gains = {uid: np.concatenate([values, more.gains[uid]]) for uid, values in self.gains.items()}
-        return _Slopes(gains, np.concatenate([self.losses, more.losses]))
+        return Slopes(gains, np.concatenate([self.losses, more.losses]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ class _Measured:
 
     after: np.ndarray
     own_after: np.ndarray
-    own: _Slopes
+    own: Slopes
 
 
 class Judge:
@@ -92,7 +93,7 @@ class Judge:
         if not trials:
             return {}
         first = random_pages[:at_once]
-        shared = self._slopes(first, trials, budget)
+        shared = self.slopes(first, trials, budget)
         if shared.pages < LEAST_PAGES:
             return {}
         found: dict[int, _Measured] = {}
@@ -116,52 +117,7 @@ class Judge:
         share = np.float32(self.run.gauntlet.step_share * self.run.sparseloco.alpha(window))
         return {uid: Trial(updates[uid], factor, share) for uid, factor in zip(uids, factors, strict=True)}
 
-    def _measure(
-        self,
-        trials: Mapping[int, Trial],
-        uid: int,
-        random_pages: Sequence[np.ndarray],
-        own_pages: Sequence[np.ndarray],
-        budget: Budget,
-    ) -> _Measured | None:
-        """Its own pages before its step, its own and the random ones after it; None if there is no time for all."""
-        if not budget.allows(gradients=len(own_pages), losses=len(own_pages) + len(random_pages)):
-            return None
-        own = self._slopes(own_pages, trials, budget)
-        if own.pages < len(own_pages):
-            return None
-        losses = self._after(trials[uid], [*own_pages, *random_pages], budget)
-        if losses is None:
-            return None
-        return _Measured(losses[len(own.losses) :], losses[: len(own.losses)], own)
-
-    def _is_settled(self, shared: _Slopes, found: Mapping[int, _Measured]) -> bool:
-        gains = [measured_gain(shared.losses, one.after) for one in found.values()]
-        return is_settled(gains, self.run.gauntlet.draw_errors)
-
-    def _grow(
-        self,
-        trials: Mapping[int, Trial],
-        shared: _Slopes,
-        found: Mapping[int, _Measured],
-        pages: Sequence[np.ndarray],
-        budget: Budget,
-    ) -> tuple[_Slopes, dict[int, _Measured]] | None:
-        """The same on further random pages; None if there is no time for all, because only the same pages compare."""
-        if not budget.allows(gradients=len(pages), losses=len(pages) * len(found)):
-            return None
-        more = self._slopes(pages, trials, budget)
-        if more.pages < len(pages):
-            return None
-        grown: dict[int, _Measured] = {}
-        for uid, one in found.items():
-            losses = self._after(trials[uid], pages, budget)
-            if losses is None:
-                return None
-            grown[uid] = _Measured(np.concatenate([one.after, losses]), one.own_after, one.own)
-        return shared.with_more(more), grown
-
-    def _slopes(self, pages: Sequence[np.ndarray], trials: Mapping[int, Trial], budget: Budget) -> _Slopes:
+    def slopes(self, pages: Sequence[np.ndarray], trials: Mapping[int, Trial], budget: Budget) -> Slopes:
         """As many of `pages` before any step as there is time for. The first-order gain ⟨∇L, step⟩ / L is the share of
         the loss that the step would remove if the loss were linear; one backward pass a page serves all trials."""
         rows: list[np.ndarray] = []
@@ -174,9 +130,9 @@ class Judge:
                 rows.append(descents(gradient, list(trials.values())) / each.mean())
             losses.append(each)
         columns = np.array(rows).reshape(-1, len(trials)).T
-        return _Slopes(dict(zip(trials, columns, strict=True)), np.concatenate([np.zeros(0), *losses]))
+        return Slopes(dict(zip(trials, columns, strict=True)), np.concatenate([np.zeros(0), *losses]))
 
-    def _after(self, trial: Trial, pages: Sequence[np.ndarray], budget: Budget) -> np.ndarray | None:
+    def after(self, trial: Trial, pages: Sequence[np.ndarray], budget: Budget) -> np.ndarray | None:
         """Losses per sequence with the trial step applied, or None if there is no time for all pages."""
         losses: list[np.ndarray] = []
         saved = trial.apply(self.theta)
@@ -191,8 +147,53 @@ class Judge:
             trial.revert(self.theta, saved)
         return np.concatenate(losses)
 
+    def _measure(
+        self,
+        trials: Mapping[int, Trial],
+        uid: int,
+        random_pages: Sequence[np.ndarray],
+        own_pages: Sequence[np.ndarray],
+        budget: Budget,
+    ) -> _Measured | None:
+        """Its own pages before its step, its own and the random ones after it; None if there is no time for all."""
+        if not budget.allows(gradients=len(own_pages), losses=len(own_pages) + len(random_pages)):
+            return None
+        own = self.slopes(own_pages, trials, budget)
+        if own.pages < len(own_pages):
+            return None
+        losses = self.after(trials[uid], [*own_pages, *random_pages], budget)
+        if losses is None:
+            return None
+        return _Measured(losses[len(own.losses) :], losses[: len(own.losses)], own)
 
-def _findings(shared: _Slopes, found: Mapping[int, _Measured]) -> dict[int, Findings]:
+    def _is_settled(self, shared: Slopes, found: Mapping[int, _Measured]) -> bool:
+        gains = [measured_gain(shared.losses, one.after) for one in found.values()]
+        return is_settled(gains, self.run.gauntlet.draw_errors)
+
+    def _grow(
+        self,
+        trials: Mapping[int, Trial],
+        shared: Slopes,
+        found: Mapping[int, _Measured],
+        pages: Sequence[np.ndarray],
+        budget: Budget,
+    ) -> tuple[Slopes, dict[int, _Measured]] | None:
+        """The same on further random pages; None if there is no time for all, because only the same pages compare."""
+        if not budget.allows(gradients=len(pages), losses=len(pages) * len(found)):
+            return None
+        more = self.slopes(pages, trials, budget)
+        if more.pages < len(pages):
+            return None
+        grown: dict[int, _Measured] = {}
+        for uid, one in found.items():
+            losses = self.after(trials[uid], pages, budget)
+            if losses is None:
+                return None
+            grown[uid] = _Measured(np.concatenate([one.after, losses]), one.own_after, one.own)
+        return shared.with_more(more), grown
+
+
+def _findings(shared: Slopes, found: Mapping[int, _Measured]) -> dict[int, Findings]:
     unique = unique_work_of_all({uid: one.own.gains for uid, one in found.items()}, shared.gains)
     findings: dict[int, Findings] = {}
     for uid, gains in shared.gains.items():
