@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neurons.audit.replica import Replica
+from neurons.audit.replica import Place, Replica
 from neurons.audit.report import Report, WindowReport
 from neurons.audit.scores import (
     compare_judgements,
@@ -34,6 +34,7 @@ from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.verdict import Findings
 from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, check_contributions, check_manifest
+from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.payload import Payload
 from protocol.window import deadlines, window_of
 from storage.dataset import Dataset
@@ -170,7 +171,9 @@ class _Walk:
                 )
         return found
 
-    async def _state(self, number: int, manifest: Manifest, checkpoints: list, report: WindowReport) -> None:
+    async def _state(
+        self, number: int, manifest: Manifest, checkpoints: Sequence[tuple[int, Place]], report: WindowReport
+    ) -> None:
         """θ at the start of the window: replayed until here, or else from a checkpoint that this manifest names."""
         if self.replica.state is not None:
             return
@@ -295,7 +298,12 @@ class _Walk:
         await self._held_out(validator, receipts, report)
 
     def _evaluate(
-        self, precision: str, receipts: Receipts, updates: dict, random: list, own: dict
+        self,
+        precision: str,
+        receipts: Receipts,
+        updates: dict[int, SparseUpdate],
+        random: list[np.ndarray],
+        own: dict[int, list[np.ndarray]],
     ) -> dict[int, Findings]:
         judge, budget = self._judge_in(precision), Budget.unlimited()
         return judge.evaluate(receipts.window, updates, tuple(own), random, own, budget, at_once=len(random))
@@ -311,7 +319,9 @@ class _Walk:
         found = judgement_differences(book, receipts, findings, contributed, self.run)
         return float(np.median([each.size for each in found if "loss" in each.kind]))
 
-    async def _pages(self, receipts: Receipts, report: WindowReport) -> tuple[list, dict[int, list]]:
+    async def _pages(
+        self, receipts: Receipts, report: WindowReport
+    ) -> tuple[list[np.ndarray], dict[int, list[np.ndarray]]]:
         """The random pages, and the own pages of everyone who was measured."""
         assert self.dataset is not None
         window, chain = deadlines(receipts.window, self.run.time), self.look.chain
@@ -327,7 +337,7 @@ class _Walk:
         own = {uid: await self._read(assignment.scored_own(uid, judge.hash)) for uid in measured}
         return await self._read(drawn), own
 
-    async def _read(self, numbers: tuple[int, ...]) -> list:
+    async def _read(self, numbers: tuple[int, ...]) -> list[np.ndarray]:
         assert self.dataset is not None
         return list(await asyncio.gather(*(self.dataset.read_page(number) for number in numbers)))
 
