@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from neurons.clock import stop_at, tick, tick_seconds, until
 from neurons.judge import Judge
 from neurons.node import Node, Parts
+from neurons.pace import Budget, Pace, tempered
 from neurons.rounds import Round
 from protocol.errors import ChainError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies, find_outsized
@@ -51,8 +53,10 @@ class Validator(Node):
         self.memory = self.resume()
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
-        self.closing_seconds = self.chain.block_seconds
-        """What came after judging in the last window took this long."""
+        self.pace = Pace()
+        """How fast this machine judged in earlier windows."""
+        self.closing_seconds: float | None = None
+        """How long what comes after judging is expected to take; None before the first window is over."""
 
     async def window(self, number: int) -> None:
         """Take part in window `number`, from the snapshot of its seals to the weights on chain."""
@@ -67,10 +71,10 @@ class Validator(Node):
         await self.apply(manifest)
         self.held_out_loss = None
         held_out_after = await self.measure_held_out()
-        await self.publish(window, verdict, held_out_before, held_out_after)
+        await self.publish(window, verdict, findings, held_out_before, held_out_after)
         await self.pay(number, verdict)
         await self.tidy(number)
-        self.closing_seconds = asyncio.get_running_loop().time() - judged
+        self.closing_seconds = tempered(self.closing_seconds, asyncio.get_running_loop().time() - judged)
 
     async def load(self) -> None:
         """As for every node; what was measured on another state is forgotten."""
@@ -106,7 +110,7 @@ class Validator(Node):
         self.report("collecting keys")
         gather, reserve = self.listed(window.number)
         await self._poll(found, window, {*gather, *reserve} or set(found.entries))
-        found.reject(self._compare(found))
+        found.reject(await self._compare(found))
         return found
 
     async def agree(self, window: Window, found: Round) -> Manifest:
@@ -163,10 +167,11 @@ class Validator(Node):
         return manifest
 
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
-        """Evaluate the payloads of this window on θ_W while the next window trains, until that closes."""
+        """Evaluate the payloads of this window on θ_W while the next window trains, until that closes. How many peers
+        are measured, and on how many pages, is as this machine manages."""
         await self._poll(found, window, set(found.entries))
         await found.stop_reading()
-        found.reject(self._compare(found), {c.uid for c in manifest.contributions})
+        found.reject(await self._compare(found), {c.uid for c in manifest.contributions})
         payloads = found.payloads()
         self.report(f"judging {len(payloads)} payloads")
         judge_hash = (await self.chain.block(window.key_block)).hash
@@ -177,10 +182,17 @@ class Validator(Node):
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}
-        async with stop_at(self.chain, self.judging_end(window)) as out_of_time:
+        end = self.judging_end(window)
+        clock = asyncio.get_running_loop().time
+        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
+        async with stop_at(self.chain, end) as over:
+            budget = Budget(clock, clock() + seconds_left, over, self.pace)
             findings = await asyncio.to_thread(
-                self._judge().evaluate, window.number, updates, measured, random_pages, own_pages, out_of_time
+                self._judge().evaluate,
+                *(window.number, updates, measured, random_pages, own_pages, budget),
+                at_once=self.run.gauntlet.random_pages,
             )
+        self.pace = self.pace.after(budget.seen)
         await until(self.chain, window.reveal_block)
         await found.finish()
         return findings
@@ -196,17 +208,25 @@ class Validator(Node):
         self.memory = Memory(book=verdict.book, bodies=bodies)
         return verdict
 
-    async def publish(self, window: Window, verdict: Verdict, held_out_before: float, held_out_after: float) -> None:
+    async def publish(
+        self,
+        window: Window,
+        verdict: Verdict,
+        findings: Mapping[int, Findings],
+        held_out_before: float,
+        held_out_after: float,
+    ) -> None:
         """Publish the receipts, and keep the own state."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
+        pages = next((found.pages for found in findings.values()), 0)
         receipts = Receipts(
             signer=self.hotkey,
             run_digest=self.run.digest(),
             window=window.number,
             held_out_loss_before=held_out_before,
             held_out_loss_after=held_out_after,
-            random_pages=(await self.assignment(window)).scored_random(judge_hash),
+            random_pages=(await self.assignment(window)).scored_random(judge_hash)[:pages],
             scorebook_digest=verdict.book.digest(),
             receipts=verdict.receipts,
         ).signed(self.parts.hotkey)
@@ -234,8 +254,11 @@ class Validator(Node):
         await write_checkpoint(self.parts.bucket, self.keys, window=number, root=self.root(), tensors=tensors)
 
     def judging_end(self, window: Window) -> int:
-        """The block at which judging `window` must end: early enough to be there for the next snapshot."""
+        """The block at which judging `window` must end: early enough to be there for the next snapshot. Who has not
+        closed a window yet does not know how long that takes, and leaves it half of the time there is."""
         close = deadlines(window.number + 1, self.run.time).close_block
+        if self.closing_seconds is None:
+            return close - (close - window.reveal_block) // 2
         return close - math.ceil(self.closing_seconds / self.chain.block_seconds)
 
     async def measure_held_out(self) -> float:
@@ -273,13 +296,13 @@ class Validator(Node):
         absent = (Reason.NO_SEAL, Reason.UNREACHABLE)
         return [o for o in outcomes if o.reason not in absent or knows(o.uid, o.hotkey)]
 
-    def _compare(self, found: Round) -> dict[int, Rejected]:
-        """Who is rejected for what only the others' payloads show."""
+    async def _compare(self, found: Round) -> dict[int, Rejected]:
+        """Who is rejected for what only the others' payloads show. Comparing all pairs is a worker thread's work."""
         gauntlet, payloads = self.run.gauntlet, found.payloads()
         outsized = find_outsized({uid: p.update for uid, p in payloads.items()}, gauntlet.norm_limit)
         rest = {uid: payload for uid, payload in payloads.items() if uid not in outsized}
         past = frozenset(self.memory.bodies)
-        return outsized | find_copies(rest, past, self.last_updates, gauntlet.overlap_limit)
+        return outsized | await asyncio.to_thread(find_copies, rest, past, self.last_updates, gauntlet.overlap_limit)
 
     def _judge(self) -> Judge:
         return Judge(self.model, self.state.theta, self.run, self.parts.dtype)

@@ -81,6 +81,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._finished)
         return future
 
+    def work(self, seconds: float) -> None:
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there."""
+        asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
+
+    async def _pass(self, seconds: float) -> None:
+        self._virtual.working -= 1
+        await asyncio.sleep(seconds)
+        self._virtual.working += 1
+
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1
 

@@ -126,6 +126,13 @@ def test_a_hotkey_that_took_over_a_slot_is_a_newcomer(small: Run) -> None:
     assert sample([*old, PeerRecord(uid=9, hotkey=HOTKEY)], (0, 1), HASH, small)[0] == 9
 
 
+def test_whose_first_order_gain_promised_too_much_is_measured_again_after_the_newcomers(small: Run) -> None:
+    old = [record(uid, last_measured=3, overstates=uid == 4) for uid in range(6)]
+    for window in range(20):
+        assert sample(old, (), others(window), small)[0] == 4
+        assert sample([*old, record(9)], (), others(window), small)[0] == 9
+
+
 def test_the_hash_draws_a_band_of_ratings(make_run: Callable[..., Run]) -> None:
     """Forty peers, four bands, ten turns: exactly one band, and each band for some hash."""
     run = make_run(gauntlet__sample=10)
