@@ -27,7 +27,7 @@ from protocol.gauntlet.scorebook import Event, Scorebook, update  # noqa: E402
 from protocol.gauntlet.selection import select  # noqa: E402
 from protocol.gauntlet.weights import weights_of  # noqa: E402
 from protocol.identity import SignedDocument, canonical_json  # noqa: E402
-from protocol.ledger.manifest import Contribution, Manifest, Refusal  # noqa: E402
+from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat  # noqa: E402
 from protocol.ledger.state import leaf_digests, state_root  # noqa: E402
 from protocol.run import Run, run_from_table  # noqa: E402
 from protocol.sealing import Reveal, Seal, SealedShard  # noqa: E402
@@ -277,7 +277,7 @@ def document_vectors(run: Run, layout: Layout) -> dict[str, Any]:
             ),
         ),
         rejected=(Refusal(uid=3, hotkey=bob.ss58_address, reason=Reason.NO_REVEAL, detail="θ is late"),),
-        gather=(2,),
+        gather=(Seat(uid=2, hotkey=alice.ss58_address),),
         reserve=(),
     )
     return {
