@@ -83,6 +83,10 @@ MEANINGS: dict[Reason, tuple[str, str]] = {
         "It names the right state but did not prove to hold it: its own parameters differ.",
         "Start the miner again, so that it loads a checkpoint and replays the ledger.",
     ),
+    Reason.NORM: (
+        "Its update is many times as large as those of the others.",
+        "Train with the inner learning rate of run.toml; a larger update counts for no more.",
+    ),
     Reason.DUPLICATE: (
         "Its records equal those of another payload, of this window or an earlier one.",
         "Train on the assigned pages and send each result once.",
@@ -128,6 +132,7 @@ class Explanation:
             "validator": self.receipts.signer,
             "rating": after.rating,
             "unique_work": after.unique_work,
+            "unique_work_error": after.unique_work_error,
             "sync": after.sync,
             "standing": after.standing,
             "final": after.final,
@@ -292,11 +297,9 @@ class Explanation:
         gauntlet, absent = self.run.gauntlet, self.receipt.reason in (Reason.NO_SEAL, Reason.UNREACHABLE)
         if absent:
             yield f"inactive, with no seal for {plural(self.run.penalties.inactive_windows, 'window')} or more"
-        if not absent or self.receipt.after.unique_work < gauntlet.unique_work_threshold:
-            yield (
-                f"unique work in doubt, below {number(gauntlet.unique_work_threshold)} after "
-                f"{plural(gauntlet.unique_work_windows, 'window')}"
-            )
+        least = gauntlet.unique_work_errors * self.receipt.after.unique_work_error
+        if not absent or self.receipt.after.unique_work < least:
+            yield f"unique work is not evident: it would have to be {number(least, 3)}, beyond what chance gives"
 
     def _paid(self) -> Iterator[str]:
         receipt, later = self.receipt, self.receipts.window + 2

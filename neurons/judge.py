@@ -64,6 +64,7 @@ class Judge:
             own_after = self._after(trials[uid], own_pages[uid])
             losses[uid] = _Losses(self._after(trials[uid], random_pages), own_before, own_after)
         unique = unique_work_of_all(own, shared)
+        rows = {uid: np.concatenate([*(gains[uid] for gains in own.values()), shared[uid]]) for uid in trials}
         return {
             uid: Findings(
                 shared=shared[uid],
@@ -72,6 +73,7 @@ class Judge:
                 own_before=losses[uid].own_before if uid in losses else None,
                 own_after=losses[uid].own_after if uid in losses else None,
                 unique_work=unique.get(uid),
+                row=rows[uid],
             )
             for uid in trials
         }

@@ -302,9 +302,9 @@ class Round:
         missing = [e for e in self.entries.values() if e.rejected and e.rejected.reason is Reason.NO_SEAL]
         await asyncio.gather(*(self._guarded(entry, self._look_for_late_seal(entry)) for entry in missing))
 
-    def reject_copies(self, copies: Mapping[int, Rejected], contributed: Collection[int] = ()) -> None:
-        """Reject what `find_copies` found, except for those a manifest already counts."""
-        for uid, rejected in copies.items():
+    def reject(self, found: Mapping[int, Rejected], contributed: Collection[int] = ()) -> None:
+        """Reject what comparing payloads found, except for those a manifest already counts."""
+        for uid, rejected in found.items():
             if uid not in contributed:
                 self.entries[uid].rejected = rejected
 

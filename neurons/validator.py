@@ -15,7 +15,7 @@ from neurons.judge import Judge
 from neurons.node import Node, Parts
 from neurons.rounds import Round
 from protocol.errors import ChainError, Reason, Rejected
-from protocol.gauntlet.checks import find_copies
+from protocol.gauntlet.checks import find_copies, find_outsized
 from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook
@@ -106,7 +106,7 @@ class Validator(Node):
         self.report("collecting keys")
         gather, reserve = self.listed(window.number)
         await self._poll(found, window, {*gather, *reserve} or set(found.entries))
-        found.reject_copies(self._copies(found))
+        found.reject(self._compare(found))
         return found
 
     async def agree(self, window: Window, found: Round) -> Manifest:
@@ -166,7 +166,7 @@ class Validator(Node):
         """Evaluate the payloads of this window on θ_W while the next window trains, until that closes."""
         await self._poll(found, window, set(found.entries))
         await found.stop_reading()
-        found.reject_copies(self._copies(found), {c.uid for c in manifest.contributions})
+        found.reject(self._compare(found), {c.uid for c in manifest.contributions})
         payloads = found.payloads()
         self.report(f"judging {len(payloads)} payloads")
         judge_hash = (await self.chain.block(window.key_block)).hash
@@ -273,9 +273,13 @@ class Validator(Node):
         absent = (Reason.NO_SEAL, Reason.UNREACHABLE)
         return [o for o in outcomes if o.reason not in absent or knows(o.uid, o.hotkey)]
 
-    def _copies(self, found: Round) -> dict[int, Rejected]:
+    def _compare(self, found: Round) -> dict[int, Rejected]:
+        """Who is rejected for what only the others' payloads show."""
+        gauntlet, payloads = self.run.gauntlet, found.payloads()
+        outsized = find_outsized({uid: p.update for uid, p in payloads.items()}, gauntlet.norm_limit)
+        rest = {uid: payload for uid, payload in payloads.items() if uid not in outsized}
         past = frozenset(self.memory.bodies)
-        return find_copies(found.payloads(), past, self.last_updates, self.run.gauntlet.overlap_limit)
+        return outsized | find_copies(rest, past, self.last_updates, gauntlet.overlap_limit)
 
     def _judge(self) -> Judge:
         return Judge(self.model, self.state.theta, self.run, self.parts.dtype)

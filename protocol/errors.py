@@ -115,6 +115,7 @@ class Reason(StrEnum):
     BAD_LEVEL = "bad_level"
     STALE_BASE = "stale_base"
     BAD_SYNC_PROOF = "bad_sync_proof"
+    NORM = "norm"
     DUPLICATE = "duplicate"
     OVERLAP = "overlap"
     UNREACHABLE = "unreachable"

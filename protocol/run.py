@@ -106,13 +106,14 @@ class Gauntlet(Document):
     random_pages: Annotated[int, Field(ge=2)]
     own_pages: Annotated[int, Field(ge=2)]
     held_out_pages: Count
-    overlap_limit: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    overlap_limit: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     rating_beta: Annotated[float, Field(gt=0.0)] = 7.0
     rating_tau: Annotated[float, Field(ge=0.0)] = 0.1
     draw_errors: Annotated[float, Field(ge=0.0)] = 1.0
     unique_work_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    unique_work_threshold: Share = 0.1
+    unique_work_errors: Annotated[float, Field(ge=0.0)] = 2.5
     unique_work_windows: Count = 10
+    norm_limit: Annotated[float, Field(gt=1.0)] = 10.0
     sync_steps: Count = 3
     gather_size: Count = 20
     reserve_size: Annotated[int, Field(ge=0)] = 10

@@ -5,6 +5,8 @@ The bytes come from `neurons.rounds`, which stops at the first check that fails;
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -82,6 +84,22 @@ def check_sync_proof(header: Header, theta: npt.NDArray[np.float32], window_hash
     """Whether its maker held θ_W."""
     if header.sync_proof != sync_proof(theta, header.hotkey, window_hash):
         raise Rejected(Reason.BAD_SYNC_PROOF, "the proof does not match the state this window started from")
+
+
+def find_outsized(updates: Mapping[int, SparseUpdate], limit: float) -> dict[int, Rejected]:
+    """Which of this window's updates (by uid) have a 2-norm more than `limit` times the median of all.
+
+    No honest optimizer comes near; clipping would make such an update as large as the others and so reward the
+    attempt. The median of those that send anything: whoever sends zeros must not make honest work outsized.
+    """
+    norms = {uid: math.hypot(*update.norms) for uid, update in updates.items()}
+    sent = [norm for norm in norms.values() if norm > 0]
+    most = limit * statistics.median(sent) if sent else math.inf
+    return {
+        uid: Rejected(Reason.NORM, f"its norm {norm:.3g} is above {most:.3g}, {limit:g} times the median")
+        for uid, norm in sorted(norms.items())
+        if norm > most
+    }
 
 
 def find_copies(

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
+_CLEAR_ERRORS = 2.0
+_OVERSTATED_SHARE = 0.5
+
 LOSS_CEILING = 1000.0
 """Nats. A sequence on which the model does worse than this, or answers NaN, counts as this much."""
 
@@ -34,6 +37,11 @@ class Gain:
         """Standard error of `value`."""
         return standard_error(self.samples)
 
+    def on_page(self, page: int, pages: int) -> Gain:
+        """The part of the samples that belongs to one of `pages` equal pages."""
+        each = len(self.samples) // pages
+        return Gain(self.samples[page * each : (page + 1) * each], self.measured)
+
 
 def standard_error(samples: F64) -> float:
     """Standard error of the mean of float64 [n]; 0 for a single sample, which shows no spread."""
@@ -52,9 +60,35 @@ def measured_gain(before: F64, after: F64) -> Gain:
     return Gain((before - bounded_losses(after)) / before.mean(), measured=True)
 
 
-def first_order_gain(shares: F64) -> Gain:
-    """Gain from shares of the loss per page, float64 [n]. One that is not finite says nothing and counts 0."""
-    return Gain(np.where(np.isfinite(shares), shares, 0.0), measured=False)
+def first_order_gain(shares: F64, scale: float = 1.0) -> Gain:
+    """Gain from shares of the loss per page, float64 [n], times `scale`. One that is not finite says nothing and
+    counts 0."""
+    return Gain(np.where(np.isfinite(shares), shares, 0.0) * scale, measured=False)
+
+
+def first_order_scale(pairs: Sequence[tuple[Gain, Gain]]) -> float:
+    """What a first-order gain is to be multiplied by to be comparable with a measured one: the median quotient over
+    the peers that have both, given as (measured, first-order); 1 when nothing can be said. The loss is curved, so
+    that a straight line promises too much, and to all about as much."""
+    quotients = [m.value / f.value for m, f in pairs if f.value > _CLEAR_ERRORS * f.error]
+    return max(0.0, statistics.median(quotients)) if quotients else 1.0
+
+
+def overstates(measured: Gain, first_order: Gain, pages: int) -> bool:
+    """Whether the first-order gain promises more than twice what is measured, beyond the noise over the pages: so it
+    is with steps that overshoot. `first_order` is in the measured one's scale."""
+    per_page = measured.samples.reshape(pages, -1).mean(axis=1)
+    excess = first_order.samples * _OVERSTATED_SHARE - per_page
+    return first_order.value > 0 and float(excess.mean()) > _CLEAR_ERRORS * standard_error(excess)
+
+
+def places_by_page(gains: Mapping[int, Gain], pages: int, draw_errors: float) -> dict[int, tuple[int, ...]]:
+    """The place of each uid on each of `pages` random pages, 0 the best: one match a page. A first-order gain is one
+    number a page, without a spread: it draws within the spread of a measured one."""
+    matches = [
+        rank_by_gain({uid: g.on_page(page, pages) for uid, g in gains.items()}, draw_errors) for page in range(pages)
+    ]
+    return {uid: tuple(match[uid] for match in matches) for uid in gains}
 
 
 def rank_by_gain(gains: Mapping[int, Gain], draw_errors: float) -> dict[int, int]:
@@ -78,27 +112,41 @@ def _is_draw(best: Gain, other: Gain, draw_errors: float) -> bool:
     return best.value - other.value <= draw_errors * error
 
 
-def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -> float | None:
-    """How much better `uid` does on its own pages than on shared random ones, against what the others manage on
-    the same pages, squashed to [−1, 1].
+@dataclass(frozen=True, slots=True)
+class UniqueWork:
+    """Evidence of one window for a peer's own work: `value` in [−1, 1], and `error`, the standard deviation that the
+    value of one who has no advantage on its own pages has."""
+
+    value: float
+    error: float
+
+
+def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -> UniqueWork | None:
+    """Whether `uid` does better on its own pages than on shared random ones, against what the others manage there.
 
     `gains` holds each peer's gain per page, float64 [pages]; `own` and `shared` select the pages of `uid` and the
-    random ones. A peer's advantage on a page is its gain less the median gain of the others; the result is
-    tanh(z / 2) of Welch's z between its advantage on own and on shared pages. None when `uid` was not judged or a
-    gain is not finite.
+    random ones. A peer's advantage on a page is its gain less the median gain of the others. Of both kinds of page
+    the third with the greatest advantage is left out, so that learning a few of one's pages by heart is worth
+    nothing; the value is the share of pairs (own, random) in which the own page has the greater advantage, less the
+    share in which it has the smaller one: Mann and Whitney's U, which no outlier moves. None when `uid` was not
+    judged or a gain is not finite.
     """
     if uid not in gains:
         return None
     others = [values for other, values in gains.items() if other != uid]
     rivals = np.median(np.stack(others), axis=0) if others else np.zeros_like(gains[uid])
     advantage = gains[uid] - rivals
-    difference = float(advantage[own].mean() - advantage[shared].mean())
-    error = math.hypot(standard_error(advantage[own]), standard_error(advantage[shared]))
-    if not math.isfinite(difference):
+    if not np.isfinite(advantage).all():
         return None
-    if error == 0.0:
-        return 0.0 if difference == 0.0 else math.copysign(1.0, difference)
-    return math.tanh(difference / error / 2)
+    mine, random = _lower_part(advantage[own]), _lower_part(advantage[shared])
+    value = float(np.sign(mine[:, None] - random[None, :]).mean())
+    n, m = len(mine), len(random)
+    return UniqueWork(value, math.sqrt((n + m + 1) / (3 * n * m)))
+
+
+def _lower_part(advantages: F64) -> F64:
+    """The lower two thirds, rounded up."""
+    return np.sort(advantages)[: -(-2 * len(advantages) // 3)]
 
 
 def sync_score(steps_behind: int, limit: int) -> float:

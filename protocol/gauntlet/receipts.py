@@ -24,28 +24,50 @@ class Submission(Document):
     stored_at: float | None
 
 
+class Resemblance(Document):
+    """Whose work a payload repeats, and the correlation of what both do, page for page."""
+
+    uid: Uid
+    correlation: float
+
+
 class Judgement(Document):
     """Losses are in nats per token, before and after a step of `step_share`·α along the clipped update; gains are
-    shares of the loss before. `gain` is the one that ranks: measured where `loss_after` is there, else first-order."""
+    shares of the loss before. `gain` is the one that ranks: measured where `loss_after` is there, else the first-order
+    one in the scale of the window's measured ones. `rank` is that by gain over all random pages, `places` those on
+    each of them, which are what the rating is made of. `overstates` says whether the first-order gain promises far
+    more than is measured; None where nothing was measured. Who `resembles` another counts as having done no work of
+    its own in this window."""
 
     gain: float
     gain_error: float
     first_order_gain: float
     rank: int
+    places: tuple[int, ...]
+    overstates: bool | None
     loss_before: float
     loss_after: float | None
     own_loss_before: float | None
     own_loss_after: float | None
     unique_work: float | None
+    unique_work_error: float | None
+    resembles: Resemblance | None
 
 
 class Standing(Document):
-    """The scorebook's view of a peer after (or before) a window."""
+    """The scorebook's record of a peer after (or before) a window, whole, so that anybody can go on from it, and the
+    rating, sync and final score that follow from it."""
 
     rating: float
     mu: float
     sigma: float
     unique_work: float
+    unique_work_error: float
+    judged: int
+    signs: tuple[int, ...]
+    absent: int
+    last_measured: int
+    overstates: bool
     sync: float
     standing: float
     final: float

@@ -14,7 +14,7 @@ def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]
     score, then rating, then lowest uid. To help is to lower the loss in more of the latest windows than one raises
     it, or to be rated above zero: in a small network the least of those who help is rated below zero for long."""
     helps = [r for r in book.peers if sum(r.signs) > 0 or r.rating > 0]
-    fit = [r for r in helps if r.is_active(run) and r.works_alone(run)]
+    fit = [r for r in helps if r.is_active(run) and not r.is_doubted(run)]
     fit.sort(key=lambda r: (-r.final(run), -r.rating, r.uid))
     uids = [r.uid for r in fit]
     size = run.gauntlet.gather_size

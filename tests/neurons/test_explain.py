@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bittensor_core import Keypair
@@ -32,14 +33,39 @@ JUDGEMENT = Judgement(
     gain_error=0.001,
     first_order_gain=0.0121,
     rank=0,
+    places=(0, 1, 0),
+    overstates=False,
     loss_before=4.8012,
     loss_after=4.7423,
     own_loss_before=4.9,
     own_loss_after=4.802,
     unique_work=0.62,
+    unique_work_error=0.4,
+    resembles=None,
 )
-BEFORE = Standing(rating=12.0, mu=27.0, sigma=5.0, unique_work=0.4, sync=1.0, standing=0.9, final=4.32)
-AFTER = Standing(rating=13.0, mu=27.4, sigma=4.8, unique_work=0.45, sync=1.0, standing=1.0, final=5.85)
+_RECORD: dict[str, Any] = {"judged": 9, "signs": (1, 1), "absent": 0, "last_measured": 6, "overstates": False}
+BEFORE = Standing(
+    rating=12.0,
+    mu=27.0,
+    sigma=5.0,
+    unique_work=0.4,
+    unique_work_error=0.1,
+    sync=1.0,
+    standing=0.9,
+    final=4.32,
+    **_RECORD,
+)
+AFTER = Standing(
+    rating=13.0,
+    mu=27.4,
+    sigma=4.8,
+    unique_work=0.45,
+    unique_work_error=0.1,
+    sync=1.0,
+    standing=1.0,
+    final=5.85,
+    **_RECORD,
+)
 
 
 def explained(incentive: float | None = 0.25, **changes: object) -> Explanation:
@@ -84,7 +110,7 @@ def test_the_words_of_a_good_window_hold_every_number() -> None:
         "in window 7 of demo",
         "20,142 bytes, payload 3fa93fa93fa93fa9…, stored 1970-01-01 00:00:00 UTC",
         "10 inner steps on 10,240 tokens",
-        "✓ all 18 passed",
+        "✓ all 19 passed",
         "in manifest 7",
         "+1.234 % of the loss on random pages, ± 0.100 % (measured): place 1 of 2, a draw with 1 other",
         "4.8012 → 4.7423 nats",
@@ -105,7 +131,8 @@ def test_the_json_holds_the_scores_by_the_leaderboards_names_and_the_whole_recei
     explanation = explained()
     shown = json.loads(json.dumps(explanation.to_json()))
     expected = AFTER.model_dump() | {"weight": 0.3125, "incentive": 0.25, "uid": 2, "hotkey": HOTKEYS[2], "window": 7}
-    del expected["mu"], expected["sigma"]
+    for name in ("mu", "sigma", *_RECORD):
+        del expected[name]
     assert {name: shown[name] for name in expected} == expected
     receipt = json.loads(explanation.receipt.canonical())
     assert {name: shown[name] for name in receipt} == receipt
@@ -148,7 +175,10 @@ def test_a_negative_rating_shows_as_nothing_and_not_as_a_product_of_negatives() 
 
 def test_a_final_score_of_zero_against_the_product_is_explained_by_its_rule() -> None:
     doubtful = AFTER.model_copy(update={"unique_work": 0.05, "final": 0.0})
-    assert "but 0: unique work in doubt, below 0.10 after 10 windows" in explained(after=doubtful).text()
+    assert (
+        "but 0: unique work is not evident: it would have to be 0.250, beyond what chance gives"
+        in explained(after=doubtful).text()
+    )
     silent = AFTER.model_copy(update={"final": 0.0})
     text = rejected(Reason.NO_SEAL, after=silent, submission=None).text()
     assert "but 0: inactive, with no seal for 4 windows or more" in text

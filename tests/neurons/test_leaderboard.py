@@ -130,7 +130,19 @@ def network(tmp_path: Path) -> Network:
 def standing(rating: float, unique_work: float, sync: float = 1.0) -> Standing:
     final = max(0.0, rating) * max(0.0, unique_work) * sync
     return Standing(
-        rating=rating, mu=rating + 15, sigma=5.0, unique_work=unique_work, sync=sync, standing=1.0, final=final
+        rating=rating,
+        mu=rating + 15,
+        sigma=5.0,
+        unique_work=unique_work,
+        unique_work_error=0.0,
+        judged=9,
+        signs=(1,),
+        absent=0,
+        last_measured=6,
+        overstates=False,
+        sync=sync,
+        standing=1.0,
+        final=final,
     )
 
 
@@ -140,11 +152,15 @@ def receipt(uid: int, rating: float, weight: float, *, reason: Reason | None = N
         gain_error=0.001,
         first_order_gain=0.012 / uid,
         rank=uid - 2,
+        places=(uid - 2,),
+        overstates=False,
         loss_before=4.0,
         loss_after=3.9,
         own_loss_before=4.1,
         own_loss_after=3.9,
         unique_work=0.5,
+        unique_work_error=0.4,
+        resembles=None,
     )
     return Receipt(
         uid=uid,

@@ -24,6 +24,7 @@ from protocol.gauntlet.checks import (
     check_seal,
     check_sync_proof,
     find_copies,
+    find_outsized,
 )
 from protocol.ledger.state import state_root
 from protocol.run import Run, SparseLoCo
@@ -336,6 +337,33 @@ def test_a_dense_honest_peer_is_no_copy_at_limit_one(payload: Make) -> None:
     assert find_copies({1: payload(1), 2: copy}, frozenset(), [], 1.0) == {}
 
 
+# --- norms ------------------------------------------------------------------------------------------------
+
+
+def sized(payload: Payload, norm: float) -> SparseUpdate:
+    return replace(payload.update, norms=(norm * 0.6, norm * 0.8))
+
+
+def test_an_update_far_larger_than_the_others_is_refused(payload: Make) -> None:
+    norms = {1: 1.0, 2: 2.0, 3: 3.0, 4: 20.0, 5: 20.1, 6: float("inf")}
+    updates = {uid: sized(payload(uid), norm) for uid, norm in norms.items()}
+    found = find_outsized(updates, 10.0)  # the median is 11.5
+    assert reasons(found) == {6: Reason.NORM}
+    found = find_outsized({uid: updates[uid] for uid in (1, 2, 3, 4, 5)}, 6.68)  # the median is 3
+    assert reasons(found) == {5: Reason.NORM}
+    assert "above 20, 6.68 times the median" in found[5].detail
+
+
+def test_those_who_send_nothing_make_nobody_outsized(payload: Make, zeros: Payload) -> None:
+    updates = {1: sized(payload(1), 1.0), 2: zeros.update, 3: zeros.update, 4: zeros.update}
+    assert find_outsized(updates, 10.0) == {}
+    assert find_outsized({1: zeros.update}, 10.0) == find_outsized({}, 10.0) == {}
+
+
+def test_of_two_nobody_is_outsized(payload: Make) -> None:
+    assert find_outsized({1: sized(payload(1), 1.0), 2: sized(payload(2), 1e30)}, 10.0) == {}
+
+
 def test_every_reason_is_either_of_the_slow_or_of_the_wrong() -> None:
     wrong = {
         Reason.BAD_SIGNATURE,
@@ -349,6 +377,7 @@ def test_every_reason_is_either_of_the_slow_or_of_the_wrong() -> None:
         Reason.BAD_LEVEL,
         Reason.STALE_BASE,
         Reason.BAD_SYNC_PROOF,
+        Reason.NORM,
         Reason.DUPLICATE,
         Reason.OVERLAP,
     }

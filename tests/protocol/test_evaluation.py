@@ -14,8 +14,11 @@ from protocol.gauntlet.evaluation import (
     Gain,
     bounded_losses,
     first_order_gain,
+    first_order_scale,
     is_bad_window,
     measured_gain,
+    overstates,
+    places_by_page,
     rank_by_gain,
     standard_error,
     sync_score,
@@ -119,56 +122,114 @@ def pages(own: float, shared: float, spread: float = 0.01) -> np.ndarray:
     return np.array([own - spread, own + spread, shared - spread, shared, shared + spread])
 
 
+def work(gains: dict[int, np.ndarray], uid: int = 1, own: slice = OWN, shared: slice = SHARED) -> float:
+    found = unique_work(gains, own, shared, uid)
+    assert found is not None
+    return found.value
+
+
 def test_who_alone_gains_on_its_own_pages_did_its_own_work() -> None:
-    gains = {1: pages(0.5, 0.1), 2: pages(0.1, 0.1), 3: pages(0.1, 0.1)}
-    assert unique_work(gains, OWN, SHARED, 1) == pytest.approx(1.0, abs=1e-3)
+    assert work({1: pages(0.5, 0.1), 2: pages(0.1, 0.1), 3: pages(0.1, 0.1)}) == 1.0
 
 
 def test_who_gains_no_more_there_than_the_others_did_not() -> None:
-    gains = {1: pages(0.5, 0.1), 2: pages(0.5, 0.1), 3: pages(0.5, 0.1)}
-    assert unique_work(gains, OWN, SHARED, 1) == 0.0
+    assert work({1: pages(0.5, 0.1), 2: pages(0.5, 0.1), 3: pages(0.5, 0.1)}) == 0.0
 
 
 def test_who_gains_less_there_than_the_others_is_negative() -> None:
-    gains = {1: pages(0.1, 0.2), 2: pages(0.5, 0.2), 3: pages(0.5, 0.2)}
-    found = unique_work(gains, OWN, SHARED, 1)
-    assert found is not None
-    assert -1 <= found < -0.99
+    assert work({1: pages(0.1, 0.2), 2: pages(0.5, 0.2), 3: pages(0.5, 0.2)}) == -1.0
 
 
 def test_easy_pages_are_no_merit() -> None:
     """A page on which everyone gains a lot says nothing about its owner."""
     noise = np.array([0.01, -0.02, 0.005, 0.0, -0.01])
-    gains = {1: pages(0.9, 0.1) + noise, 2: pages(0.9, 0.1), 3: pages(0.9, 0.1)}
-    found = unique_work(gains, OWN, SHARED, 1)
-    assert found is not None
-    assert abs(found) < 0.3
+    assert abs(work({1: pages(0.9, 0.1) + noise, 2: pages(0.9, 0.1), 3: pages(0.9, 0.1)})) < 0.5
 
 
-def test_the_value_is_tanh_of_half_a_welch_z() -> None:
-    gains = {1: np.array([0.2, 0.4, 0.1, 0.0, 0.2]), 2: np.zeros(5)}
-    error = math.hypot(math.sqrt(0.02) / math.sqrt(2), 0.1 / math.sqrt(3))
-    assert unique_work(gains, OWN, SHARED, 1) == pytest.approx(math.tanh(0.2 / error / 2))
+def test_a_few_pages_learned_by_heart_are_no_merit() -> None:
+    """Two own pages of six with all the gain there is, against six with a little."""
+    rng = np.random.default_rng(3)
+    own, shared = slice(0, 6), slice(6, 14)
+    values = {"few": np.r_[9.0, 9.0, np.zeros(12)], "all": np.r_[np.full(6, 0.1), np.zeros(8)]}
+    means = {}
+    for name, gain in values.items():
+        drawn = [{1: gain + rng.normal(0, 0.05, 14), 2: rng.normal(0, 0.05, 14)} for _ in range(200)]
+        means[name] = np.mean([work(gains, own=own, shared=shared) for gains in drawn])
+    assert means["all"] > 0.5
+    assert means["few"] < 0.25
+
+
+def test_one_page_that_went_wrong_does_not_spoil_the_others() -> None:
+    gains = {1: np.array([0.5, 0.4, 0.6, -9.0, 0.0, 0.1, 0.2, 0.1]), 2: np.zeros(8)}
+    assert work(gains, own=slice(0, 4), shared=slice(4, 8)) > 0.3
+
+
+@pytest.mark.parametrize(("own", "shared"), [(4, 8), (6, 8), (4, 32), (2, 2)])
+def test_the_error_is_the_spread_of_those_without_an_advantage(own: int, shared: int) -> None:
+    rng = np.random.default_rng(own)
+    values, error = [], 0.0
+    for _ in range(3000):
+        found = unique_work({1: rng.normal(size=own + shared)}, slice(0, own), slice(own, None), 1)
+        assert found is not None
+        values.append(found.value)
+        error = found.error
+    assert abs(np.mean(values)) < 0.15
+    assert 0.6 < np.std(values) / error < 1.35
 
 
 def test_the_median_of_the_others_cannot_be_moved_by_one_liar() -> None:
     honest = {uid: pages(0.1, 0.1) for uid in (2, 3, 4)}
     gains = {1: pages(0.5, 0.1)} | honest
-    lied = gains | {4: np.full(5, -1e9)}
-    first, second = unique_work(gains, OWN, SHARED, 1), unique_work(lied, OWN, SHARED, 1)
-    assert first is not None
-    assert second is not None
-    assert second == pytest.approx(first, abs=1e-3)
+    assert work(gains | {4: np.full(5, -1e9)}) == work(gains) == 1.0
 
 
 def test_a_lone_peer_is_compared_with_nothing() -> None:
-    assert unique_work({1: np.array([1.0, 1.0, 0.0, 0.0, 0.0])}, OWN, SHARED, 1) == 1.0
-    assert unique_work({1: np.zeros(5)}, OWN, SHARED, 1) == 0.0
+    assert work({1: np.array([1.0, 1.0, 0.0, 0.0, 0.0])}) == 1.0
+    assert work({1: np.zeros(5)}) == 0.0
 
 
 def test_who_was_not_judged_or_not_in_numbers_has_no_value() -> None:
     assert unique_work({1: pages(0.5, 0.1)}, OWN, SHARED, 2) is None
     assert unique_work({1: np.array([float("nan"), 0, 0, 0, 0])}, OWN, SHARED, 1) is None
+
+
+# --- both gains -------------------------------------------------------------------------------------------
+
+
+def test_places_are_by_page_with_the_noise_of_that_page() -> None:
+    gains = {
+        1: gain(0.3, 0.3, 0.0, 0.0),
+        2: gain(0.1, 0.1, 0.3, 0.1),
+        3: first_order_gain(np.array([0.2, 0.2])),
+    }
+    assert places_by_page(gains, 2, 0.0) == {1: (0, 2), 2: (2, 0), 3: (1, 0)}
+    assert places_by_page(gains, 2, 3.0) == {1: (0, 0), 2: (2, 0), 3: (1, 0)}
+
+
+def test_first_order_gains_are_brought_to_the_scale_of_the_measured_ones() -> None:
+    pairs = [(gain(0.8), gain(1.0)), (gain(0.9), gain(1.0)), (gain(-9.0), gain(1.0))]
+    assert first_order_scale(pairs) == 0.8
+    assert first_order_scale([(gain(5.0), gain(0.1, -0.1))]) == 1.0
+    assert first_order_scale([(gain(-1.0), gain(1.0))]) == 0.0
+    assert first_order_scale([]) == 1.0
+    assert first_order_gain(np.array([1.0, float("inf")]), 0.5).samples.tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("measured", "promised", "does"),
+    [
+        ((0.9, 1.0), (1.0, 1.0), False),
+        ((0.4, 0.3), (1.0, 1.0), True),
+        ((-1.0, -1.0), (1.0, 1.0), True),
+        ((-1.0, 1.5), (1.0, 1.0), False),
+        ((-1.0, -1.0), (-0.5, -0.5), False),
+    ],
+)
+def test_a_step_that_overshoots_overstates(
+    measured: tuple[float, float], promised: tuple[float, float], does: bool
+) -> None:
+    losses = gain(*(m + d for m in measured for d in (0.01, -0.01)))  # two pages of two sequences
+    assert overstates(losses, first_order_gain(np.array(promised)), 2) is does
 
 
 # --- sync and amnesty -------------------------------------------------------------------------------------

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from bittensor_core import Keypair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import LedgerError, Reason
-from protocol.gauntlet.scorebook import MU, SIGMA, Event, PeerRecord, Scorebook, update
+from protocol.gauntlet.scorebook import HEAT, MU, SIGMA, Event, PeerRecord, Scorebook, _heats, update
 from protocol.run import Run
 
 HOTKEYS = [Keypair.create_from_uri(f"//peer-{i}").ss58_address for i in range(8)]
@@ -24,7 +26,7 @@ def event(uid: int, hotkey: str | None = None, **fields: Any) -> Event:
 
 
 def good(uid: int, rank: int, gain: float = 0.1, **fields: Any) -> Event:
-    return event(uid, rank=rank, gain=gain, **fields)
+    return event(uid, places=(rank,), gain=gain, **fields)
 
 
 @pytest.fixture
@@ -43,6 +45,7 @@ def histories(draw: st.DrawFn) -> list[list[Event]]:
     windows = []
     for _ in range(draw(st.integers(1, 5))):
         events = []
+        pages = draw(st.integers(1, 3))
         for uid in draw(st.sets(st.integers(0, 7), max_size=8)):
             reason = draw(st.sampled_from([None, None, None, *Reason]))
             judged = reason is None and draw(st.booleans())
@@ -54,7 +57,8 @@ def histories(draw: st.DrawFn) -> list[list[Event]]:
                     steps_behind=draw(st.integers(0, 4)) if reason is Reason.STALE_BASE else 0,
                     gain=draw(st.floats(-1, 1)) if judged else None,
                     gain_error=draw(st.floats(0, 1)) if judged else 0.0,
-                    rank=draw(st.integers(0, 7)) if judged else None,
+                    places=tuple(draw(st.integers(0, 7)) for _ in range(pages)) if judged else (),
+                    overstates=draw(st.booleans()),
                     measured=judged and draw(st.booleans()),
                     unique_work=draw(st.floats(-1, 1)) if judged and draw(st.booleans()) else None,
                 )
@@ -101,6 +105,11 @@ def test_a_window_is_entered_once(run: Run, empty: Scorebook) -> None:
             update(book, window, [], run)
 
 
+def test_places_on_different_numbers_of_pages_are_refused(run: Run, empty: Scorebook) -> None:
+    with pytest.raises(LedgerError, match="different numbers of random pages"):
+        update(empty, 0, [event(0, places=(0, 1)), event(1, places=(0,))], run)
+
+
 # --- ratings ----------------------------------------------------------------------------------------------
 
 
@@ -134,7 +143,7 @@ def plackett_luce(players: list[tuple[float, float]], ranks: list[int], run: Run
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.floats(-10, 50), st.floats(0.5, 9), st.integers(0, 3)), min_size=2, max_size=8))
+@given(st.lists(st.tuples(st.floats(-10, 50), st.floats(0.5, 9), st.integers(0, 3)), min_size=2, max_size=2 * HEAT - 1))
 def test_a_match_is_the_published_plackett_luce_update(run: Run, field: list[tuple[float, float, int]]) -> None:
     peers = tuple(PeerRecord(uid=u, hotkey=HOTKEYS[u], mu=m, sigma=s) for u, (m, s, _) in enumerate(field))
     book = Scorebook(run_digest=run.digest(), window=0, peers=peers)
@@ -155,6 +164,49 @@ def test_rejected_and_missing_peers_share_the_last_place(run: Run, empty: Scoreb
     mus = [record.mu for record in play(empty, run, events).peers]
     assert mus[0] > mus[1] > mus[2]
     assert mus[2] == pytest.approx(mus[3])
+
+
+def test_every_random_page_is_a_match(run: Run, empty: Scorebook) -> None:
+    pages = [(0, 1), (1, 0), (0, 1)]
+    events = [event(uid, places=tuple(page[uid] for page in pages), gain=0.1) for uid in (0, 1)]
+    field = [(MU, SIGMA), (MU, SIGMA)]
+    for page in pages:
+        field = plackett_luce(field, list(page), run)
+    assert [(r.mu, r.sigma) for r in play(empty, run, events).peers] == [pytest.approx(pair) for pair in field]
+
+
+def test_ratings_settle_as_fast_among_many_as_among_few(run: Run) -> None:
+    def sigma(count: int) -> float:
+        keys = [Keypair.create_from_uri(f"//many-{i}").ss58_address for i in range(count)]
+        rng, book = np.random.default_rng(0), Scorebook(run_digest=run.digest(), window=0)
+        for _ in range(5):
+            order = np.argsort(rng.random((8, count)), axis=1).argsort(axis=1)
+            events = [event(u, keys[u], gain=0.1, places=tuple(int(p) for p in order[:, u])) for u in range(count)]
+            book = play(book, run, events)
+        return statistics.fmean(r.sigma for r in book.peers)
+
+    few, many = sigma(4), sigma(32)
+    assert few < 0.8 * SIGMA
+    assert many == pytest.approx(few, rel=0.05)
+
+
+def test_everyone_plays_once_a_page_and_meets_others_on_the_next() -> None:
+    uids = [3, 5, 8, 13, 21, 34, 55, 89, 144]
+    heats = _heats(uids, 7, 0)
+    assert sorted(uid for heat in heats for uid in heat) == uids
+    assert all(HEAT <= len(heat) < 2 * HEAT for heat in heats)
+    assert _heats(uids, 7, 0) == _heats(uids[::-1], 7, 0)
+    assert len({tuple(map(tuple, _heats(uids, 7, page))) for page in range(8)}) > 4
+    assert (_heats([1], 0, 0), _heats([1, 2], 0, 0)) == ([], [[1, 2]])
+
+
+def test_who_is_doubted_to_work_alone_comes_last_whatever_it_gains(run: Run) -> None:
+    """Else one would rise by training on what all are compared on, over those who work."""
+    doubted = record(uid=0, mu=MU, sigma=SIGMA, unique_work=0.0, unique_work_error=0.1, judged=99)
+    fine = record(uid=1, hotkey=HOTKEYS[1], mu=MU, sigma=SIGMA)
+    book = Scorebook(run_digest=run.digest(), window=0, peers=(doubted, fine))
+    after = play(book, run, [good(0, 0), good(1, 1)])
+    assert after.peers[0].mu < MU < after.peers[1].mu
 
 
 def test_who_passed_but_was_not_judged_sits_the_match_out(run: Run, empty: Scorebook) -> None:
@@ -237,11 +289,17 @@ def test_a_negative_part_never_pays_not_even_two_of_them(run: Run, fields: dict[
     assert record(**fields).final(run) == 0.0
 
 
-def test_unique_work_below_the_threshold_pays_only_while_it_is_too_young_to_tell(run: Run) -> None:
-    span, threshold = run.gauntlet.unique_work_windows, run.gauntlet.unique_work_threshold
-    assert record(unique_work=threshold / 2, judged=span - 1).final(run) > 0
-    assert record(unique_work=threshold / 2, judged=span).final(run) == 0.0
-    assert record(unique_work=threshold, judged=span).final(run) > 0
+def test_unique_work_that_is_not_evident_is_not_paid(run: Run) -> None:
+    errors = run.gauntlet.unique_work_errors
+    assert record(unique_work=0.5, unique_work_error=0.5 / errors).final(run) > 0
+    assert record(unique_work=0.5, unique_work_error=0.51 / errors).final(run) == 0.0
+
+
+def test_who_had_no_time_to_show_unique_work_is_unpaid_but_not_doubted(run: Run) -> None:
+    span = run.gauntlet.unique_work_windows
+    assert not record(unique_work=0.0, unique_work_error=0.1, judged=span - 1).is_doubted(run)
+    assert record(unique_work=0.0, unique_work_error=0.1, judged=span).is_doubted(run)
+    assert not record(unique_work=0.5, unique_work_error=0.1, judged=span).is_doubted(run)
 
 
 def test_an_inactive_peer_is_not_paid(run: Run) -> None:
@@ -250,11 +308,33 @@ def test_an_inactive_peer_is_not_paid(run: Run) -> None:
     assert record(absent=last).final(run) == 0.0
 
 
-def test_unique_work_is_a_moving_average(make_run: Callable[..., Run]) -> None:
+def test_unique_work_is_a_mean_that_forgets_and_its_error_that_of_chance(make_run: Callable[..., Run]) -> None:
     run = make_run(gauntlet__unique_work_rate=0.25)
     book = Scorebook(run_digest=run.digest(), window=0)
-    book = play(book, run, [good(0, 0, unique_work=1.0)], [good(0, 0, unique_work=-1.0)], [good(0, 0)])
-    assert (book.peers[0].unique_work, book.peers[0].judged) == (0.75 * 0.25 - 0.25, 2)
+    values = [1.0, -1.0, 0.5]
+    windows = [[good(0, 0, unique_work=value, unique_work_error=0.4)] for value in values]
+    after = play(book, run, windows[0], windows[1], [good(0, 0)], windows[2]).peers[0]
+    weights = [0.75**2, 0.75, 1.0]
+    assert after.judged == 3
+    assert after.unique_work == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
+    assert after.unique_work_error == pytest.approx(0.4 * math.sqrt(sum(w * w for w in weights)) / sum(weights))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 1.0])
+def test_chance_makes_nobody_work_alone(make_run: Callable[..., Run], rate: float) -> None:
+    """Of those without an advantage few are paid, at any time; of those with one of one error a window all are, but
+    for a run that remembers one window only."""
+    run = make_run(gauntlet__unique_work_rate=rate)
+    rng, error = np.random.default_rng(5), 0.4
+    paid = {0.0: 0, error: 0}
+    for mean in paid:
+        for _ in range(100):
+            book = Scorebook(run_digest=run.digest(), window=0)
+            for value in np.clip(rng.normal(mean, error, 12), -1, 1):
+                book = play(book, run, [event(0, unique_work=float(value), unique_work_error=error)])
+            paid[mean] += book.peers[0].works_alone(run)
+    assert paid[0.0] <= 5
+    assert paid[error] >= (60 if rate < 1 else 0)
 
 
 # --- standing ---------------------------------------------------------------------------------------------
@@ -327,11 +407,12 @@ def test_absence_is_counted_in_a_row(run: Run, empty: Scorebook) -> None:
 def test_steps_behind_and_measured_windows_are_remembered(run: Run, empty: Scorebook) -> None:
     book = play(empty, run, [event(0, reason=Reason.STALE_BASE, steps_behind=2)])
     assert (book.peers[0].steps_behind, book.peers[0].last_measured) == (2, -1)
-    book = play(book, run, [good(0, 0, measured=True)], [good(0, 0)])
-    assert (book.peers[0].steps_behind, book.peers[0].last_measured) == (0, 1)
+    book = play(book, run, [good(0, 0, measured=True, overstates=True)], [good(0, 0)])
+    assert (book.peers[0].steps_behind, book.peers[0].last_measured, book.peers[0].overstates) == (0, 1, True)
+    assert not play(book, run, [good(0, 0, measured=True)]).peers[0].overstates
 
 
 @pytest.mark.parametrize("field", ["gain", "unique_work"])
 def test_an_event_carries_only_finite_numbers(field: str) -> None:
     with pytest.raises(ValueError, match="finite"):
-        event(0, rank=0, **{field: float("nan")})
+        event(0, **{field: float("nan")})

@@ -39,7 +39,9 @@ def test_equal_scores_go_by_rating_and_then_by_the_lowest_uid(small: Run) -> Non
 
 
 @pytest.mark.parametrize(
-    "unfit", [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"judged": 10, "unique_work": 0.09}], ids=str
+    "unfit",
+    [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}],
+    ids=str,
 )
 def test_the_unfit_are_not_listed(small: Run, unfit: dict[str, Any]) -> None:
     assert select(book(record(0, **unfit), record(1)), small) == ((1,), ())
@@ -54,7 +56,7 @@ def test_who_lowers_the_loss_more_often_than_it_raises_it_is_listed_whatever_its
 
 
 def test_who_helps_but_copies_or_left_is_not_listed(small: Run) -> None:
-    for fault in ({"absent": 4}, {"judged": 10, "unique_work": 0.09}):
+    for fault in ({"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}):
         assert select(book(record(0, 40, signs=(1, 1), **fault)), small) == ((), ())
 
 

@@ -10,6 +10,7 @@ import pytest
 from bittensor_core import Keypair
 
 from protocol.errors import DocumentError, Reason
+from protocol.gauntlet.evaluation import UniqueWork
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Event, Scorebook, update
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window, unique_work_of_all
@@ -27,7 +28,8 @@ def findings(drop: float, measured: bool = True, work: float | None = None) -> F
         after=BEFORE - drop if measured else None,
         own_before=BEFORE if measured else None,
         own_after=BEFORE - 2 * drop if measured else None,
-        unique_work=work,
+        unique_work=None if work is None else UniqueWork(work, 0.4),
+        row=np.full(3, drop / 6.0),
     )
 
 
@@ -74,7 +76,8 @@ def test_a_receipt_shows_the_numbers_that_went_into_the_score(verdict: Verdict) 
     estimated = verdict.receipts[4].judgement
     assert estimated is not None
     assert (estimated.loss_after, estimated.own_loss_before, estimated.unique_work) == (None, None, None)
-    assert estimated.gain == estimated.first_order_gain == pytest.approx(0.05)
+    assert estimated.gain == pytest.approx(0.05)
+    assert estimated.first_order_gain == pytest.approx(0.05)
     assert verdict.receipts[2].judgement is None
 
 
@@ -88,9 +91,11 @@ def test_anyone_can_replay_the_book_from_the_receipts(verdict: Verdict, book: Sc
             steps_behind=r.steps_behind,
             gain=r.judgement.gain if r.judgement else None,
             gain_error=r.judgement.gain_error if r.judgement else 0.0,
-            rank=r.judgement.rank if r.judgement else None,
+            places=r.judgement.places if r.judgement else (),
+            overstates=bool(r.judgement and r.judgement.overstates),
             measured=r.judgement is not None and r.judgement.own_loss_after is not None,
-            unique_work=r.judgement.unique_work if r.judgement else None,
+            unique_work=(-1.0 if r.judgement.resembles else r.judgement.unique_work) if r.judgement else None,
+            unique_work_error=(r.judgement.unique_work_error or 0.0) if r.judgement else 0.0,
         )
         for r in verdict.receipts
     ]
@@ -113,7 +118,9 @@ def test_lists_and_weights_on_receipts_are_those_of_the_verdict(verdict: Verdict
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
 def test_one_payload_that_breaks_the_model_changes_no_rank_above_it(book: Scorebook, run: Run, broken: float) -> None:
-    bad = Findings(np.full(3, broken), BEFORE, np.full(3, abs(broken)), BEFORE, np.full(3, abs(broken)), None)
+    bad = Findings(
+        np.full(3, broken), BEFORE, np.full(3, abs(broken)), BEFORE, np.full(3, abs(broken)), None, np.full(3, broken)
+    )
     found = FOUND | {4: bad}
     verdict = close_window(book, 6, OUTCOMES, found, {0, 1}, run)
     ranks = {r.uid: r.judgement.rank for r in verdict.receipts if r.judgement}
@@ -122,7 +129,9 @@ def test_one_payload_that_breaks_the_model_changes_no_rank_above_it(book: Scoreb
 
 def test_a_model_that_is_broken_itself_breaks_no_validator(book: Scorebook, run: Run) -> None:
     nothing = np.full(3, float("nan"))
-    found = {uid: Findings(nothing, nothing, nothing if uid else None, nothing, nothing, None) for uid in (0, 1)}
+    found = {
+        uid: Findings(nothing, nothing, nothing if uid else None, nothing, nothing, None, nothing) for uid in (0, 1)
+    }
     verdict = close_window(book, 6, OUTCOMES, found, set(), run)
     assert [r.judgement.gain for r in verdict.receipts if r.judgement] == [0.0, 0.0]
 
@@ -140,9 +149,9 @@ def test_unique_work_is_computed_against_the_columns_of_the_owner() -> None:
     }
     found = unique_work_of_all(own, shared)
     assert found[0] is not None
-    assert found[0] > 0.9
+    assert found[0].value == 1.0
     assert found[1] is not None
-    assert abs(found[1]) < 0.9
+    assert found[1].value < 1.0
 
 
 @pytest.fixture

@@ -310,8 +310,8 @@ def scorebook_vectors(run: Run) -> dict[str, Any]:
     hotkeys = [key(f"//peer-{i}").ss58_address for i in range(5)]
 
     def judged(uid: int, rank: int, gain: float, work: float | None = None, error: float = 0.002) -> Event:
-        values = {"gain": gain, "gain_error": error, "rank": rank, "measured": True, "unique_work": work}
-        return Event(uid=uid, hotkey=hotkeys[uid], reason=None, **values)
+        values = {"gain": gain, "gain_error": error, "places": (rank, 0), "measured": True, "unique_work": work}
+        return Event(uid=uid, hotkey=hotkeys[uid], reason=None, unique_work_error=0.3, **values)
 
     def failed(uid: int, reason: Reason, steps: int = 0) -> Event:
         return Event(uid=uid, hotkey=hotkeys[uid], reason=reason, steps_behind=steps)
