@@ -62,6 +62,14 @@ async def upload(bucket: S3Bucket, key: str, path: Path) -> None:
         await bucket.put_from(key, FileSource(file.fileno(), os.fstat(file.fileno()).st_size))
 
 
+def digest_of_file(path: Path) -> str:
+    """BLAKE3 of the file at `path`, in hexadecimal. Raises `DiskUnusable` when it cannot be read."""
+    try:
+        return blake3().update_mmap(path).hexdigest()
+    except OSError as error:
+        raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
+
+
 class FileSource:
     """A `Source` that reads an open file."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from protocol.assignment import Assignment, Permutation  # noqa: E402
-from protocol.errors import Reason  # noqa: E402
+from protocol.errors import DocumentError, Reason  # noqa: E402
 from protocol.gauntlet.scorebook import Event, Scorebook, update  # noqa: E402
 from protocol.gauntlet.selection import select  # noqa: E402
 from protocol.gauntlet.weights import weights_of  # noqa: E402
@@ -301,8 +302,9 @@ def signed(document: SignedDocument, signer: Keypair, name: str) -> dict[str, An
     fresh = document.signed(signer)
     path = HERE / "documents.json"
     if path.exists():
-        old = type(document).parse(json.loads(path.read_text(encoding="utf-8"))[name]["published"].encode())
-        fresh = old if old.digest() == fresh.digest() else fresh
+        with suppress(DocumentError):  # of another format
+            old = type(document).parse(json.loads(path.read_text(encoding="utf-8"))[name]["published"].encode())
+            fresh = old if old.digest() == fresh.digest() else fresh
     return {"published": fresh.canonical().decode(), "digest": fresh.digest()}
 
 
