@@ -30,7 +30,8 @@ class Spool:
             # gives must neither replace nor remove what an honest one gave.
             unchecked = path.with_name(f"{shard.digest}.{secrets.token_hex(8)}")
             try:
-                if await download(bucket, key, shard.size_bytes, unchecked) != shard.digest:
+                # One connection a peer: all are read side by side, and a silent one must not hold many.
+                if await download(bucket, key, shard.size_bytes, unchecked, ranges_at_once=1) != shard.digest:
                     raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
                 unchecked.replace(path)
             except WrongSize as error:
