@@ -21,6 +21,7 @@ from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.errors import NetworkError
 from neurons.miner import Miner
 from neurons.node import Node, Parts
+from neurons.onlooker import Onlooker
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.gauntlet.receipts import Receipts
@@ -30,7 +31,7 @@ from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.layout import Layout
 from storage.bucket import Bucket
 from storage.checkpoint import write_checkpoint
-from storage.dataset import open_dataset, write_dataset
+from storage.dataset import Dataset, open_dataset, write_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import NotFound
 from storage.keys import Keys
@@ -125,7 +126,8 @@ def tiny_table() -> dict[str, Any]:
 @dataclass
 class Simulation:
     """A network in a folder: validators are the members that have a stake, first of all. `seed` fixes the first state
-    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one."""
+    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one;
+    for `immunity_blocks` nobody loses its slot to a newcomer."""
 
     folder: Path
     corpus: Corpus
@@ -133,6 +135,7 @@ class Simulation:
     stakes: tuple[float, ...] = (1000.0,)
     seed: int = 0
     coldkeys: Mapping[str, str] = field(default_factory=dict)
+    immunity_blocks: int = 1000
     nodes: dict[str, Node] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -166,7 +169,7 @@ class Simulation:
             validator_min_stake=1.0,
             weights_rate_limit_blocks=1,
             commitment_rate_limit_blocks=1,
-            immunity_blocks=1000,
+            immunity_blocks=self.immunity_blocks,
             registration_cost=0.0,
             emission_per_block=1.0,
             max_registrations_per_block=64,
@@ -268,6 +271,14 @@ class Simulation:
     def open_bucket(self, commitment: bytes) -> Bucket:
         """Open a member's bucket from its commitment: a local name, so the transport has nothing to do."""
         return open_bucket(decode(commitment), Transport(Reach.ANY), self.folder / "buckets")
+
+    def onlooker(self) -> Onlooker:
+        """The network as somebody sees it who takes no part."""
+
+        async def dataset() -> Dataset:
+            return self.dataset
+
+        return Onlooker(self.run, self.chain, self.open_bucket, dataset)
 
     async def stop(self, *names: str) -> None:
         """Stop some neurons, or all of them."""
