@@ -131,8 +131,8 @@ def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> S
     """The scorebook after `window`. Events are one per peer, in any order; `LedgerError` if a window is repeated or
     places are on different numbers of pages.
 
-    A peer without an event keeps its record and counts as absent: a validator that saw nothing of a window must not
-    forget everyone, and a peer must not be able to shed a bad record by hiding for a window.
+    A peer without an event keeps its record as it is: a window of which a validator saw nothing costs nobody anything.
+    Nobody can hide behind that: whoever holds a slot and cannot be read has the event that it was unreachable.
     """
     if window < book.window:
         raise LedgerError(f"the scorebook already holds window {window}")
@@ -141,7 +141,7 @@ def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> S
     amnesty = is_bad_window([e.gain for e in events if e.gain is not None], run.penalties.amnesty_rank)
     records = [_advance(book.of(e.uid, e.hotkey), e, ratings.get(e.uid), amnesty, window, run) for e in events]
     seen = {event.uid for event in events}
-    records += [r.model_copy(update={"absent": r.absent + 1}) for r in book.peers if r.uid not in seen]
+    records += [record for record in book.peers if record.uid not in seen]
     records.sort(key=lambda record: record.uid)
     return Scorebook(run_digest=book.run_digest, window=window + 1, peers=tuple(records))
 

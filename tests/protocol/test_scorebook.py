@@ -249,24 +249,26 @@ def test_a_hotkey_that_moved_to_another_slot_starts_fresh(run: Run, empty: Score
     assert play(book, run, [event(2, HOTKEYS[0])]).peers[2] == PeerRecord(uid=2, hotkey=HOTKEYS[0])
 
 
-def test_a_window_of_which_nothing_was_seen_makes_nobody_forgotten(run: Run, empty: Scorebook) -> None:
+def test_a_window_of_which_nothing_was_seen_costs_nobody_anything(run: Run, empty: Scorebook) -> None:
     book = play(empty, run, *[[good(0, 0), good(1, 1)]] * 5)
-    after = play(book, run, [])
-    assert [r.model_copy(update={"absent": 0}) for r in after.peers] == list(book.peers)
-    assert [r.absent for r in after.peers] == [1, 1]
+    blind = play(book, run, *[[]] * (run.penalties.inactive_windows + 1))
+    assert blind.peers == book.peers
+    assert blind.window == book.window + run.penalties.inactive_windows + 1
 
 
 def test_nobody_sheds_a_bad_record_by_hiding_for_a_window(run: Run, empty: Scorebook) -> None:
     book = play(empty, run, *[[good(0, 0), event(1, reason=Reason.BAD_LEVEL)]] * 3)
-    hidden = play(book, run, [good(0, 0)])
-    assert hidden.peers[1] == book.peers[1].model_copy(update={"absent": 1})
-    assert hidden.peers[1].standing == 0.125
+    assert play(book, run, [good(0, 0)]).peers[1] == book.peers[1]
+    hidden = play(book, run, [good(0, 0), event(1, reason=Reason.UNREACHABLE)]).peers[1]
+    assert hidden.absent == 1
+    assert hidden.standing == 0.125 * run.penalties.missing
 
 
 def test_who_hides_for_long_is_inactive_and_unpaid(run: Run, empty: Scorebook) -> None:
     book = play(empty, run, *[[good(0, 0, unique_work=1.0), good(1, 1)]] * 5)
     assert book.peers[0].final(run) > 0
-    book = play(book, run, *[[good(1, 0)]] * run.penalties.inactive_windows)
+    away = [good(1, 0), event(0, reason=Reason.UNREACHABLE)]
+    book = play(book, run, *[away] * run.penalties.inactive_windows)
     assert book.peers[0].final(run) == 0.0
 
 
