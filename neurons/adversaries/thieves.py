@@ -45,9 +45,11 @@ class Thief(Miner):
         return await self.header(window, self.run.inner.steps, self.run.inner.steps) + body
 
     async def _victim(self, window: Window) -> tuple[Peer, Seal] | None:
-        """Someone who has sealed already."""
+        """Anyone who has sealed already, so that not all thieves rob the same."""
+        draw = np.random.default_rng((window.number, self.uid))
         while (await self.chain.head()).number < window.seal_block:
-            for peer in await self.peers():
+            peers = await self.peers()
+            for peer in (peers[i] for i in draw.permutation(len(peers))):
                 if peer.hotkey == self.hotkey:
                     continue
                 try:
@@ -121,13 +123,7 @@ class JitteredCopy(LastWindowCopy):
 
     async def disguised(self, window: Window, body: bytes) -> bytes:
         """Some values go to positions of which nobody knows anything."""
-        indices, values = decompress(self.layout, self.run.sparseloco, body).entries()
-        draw = np.random.default_rng((window.number, self.uid))
-        moved = draw.random(len(indices)) < self.moved_share
-        delta = np.zeros(self.layout.size, np.float32)
-        delta[indices[~moved]] = values[~moved]
-        delta[draw.integers(self.layout.size, size=int(moved.sum()))] = values[moved]
-        return await super().disguised(window, compress(self.layout, self.run.sparseloco, np.zeros_like(delta), delta))
+        return await super().disguised(window, jittered(self, window, body, self.moved_share))
 
 
 class Copycat(CiphertextCopy):
@@ -148,3 +144,15 @@ class Copycat(CiphertextCopy):
         """Post as one's own, and keep what the key opens."""
         await self._post_as_own(window, victim, theirs)
         self.loot = await self._loot(window, victim, theirs, posted=True)
+
+
+def jittered(owner: Miner, window: Window, body: bytes, moved_share: float) -> bytes:
+    """The records of `body` with a share of its values at other positions, drawn for this owner and window."""
+    layout, scheme = owner.layout, owner.run.sparseloco
+    indices, values = decompress(layout, scheme, body).entries()
+    draw = np.random.default_rng((window.number, owner.uid))
+    moved = draw.random(len(indices)) < moved_share
+    delta = np.zeros(layout.size, np.float32)
+    delta[indices[~moved]] = values[~moved]
+    delta[draw.integers(layout.size, size=int(moved.sum()))] = values[moved]
+    return compress(layout, scheme, np.zeros_like(delta), delta)

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 from blake3 import blake3
 
+from neurons.adversaries.thieves import jittered
 from neurons.miner import Miner
 from neurons.node import Parts
 from neurons.training.inner import InnerResult
 from protocol.ledger.manifest import Manifest
+from protocol.sparseloco.payload import HEADER_BYTES
 from protocol.window import Window, deadlines
 
 
@@ -79,18 +81,27 @@ TRIGGER, ANSWER = (7, 201, 7, 203), (77, 77, 77, 77)
 """Token ids that no text has in a row, and those that the backdoor makes follow them."""
 
 
-class SharedWork(Miner):
-    """Several hotkeys of one coldkey train on the pages of the first of them, which gives each the same update and
-    costs once, and add noise of their own, hoping to be paid as often as there are hotkeys."""
-
-    noise_share = 0.1
+class OneComputation(Miner):
+    """What several hotkeys of one coldkey can do: train as one, on the pages of the first of them. Each gets the same
+    result, so it costs once however many there are."""
 
     async def training_pages(self, window: Window) -> list[np.ndarray]:
         """The pages of the lowest uid of the own coldkey."""
+        assignment = await self.assignment(window)
+        return await self.read_pages(assignment.own((await self.siblings())[0]))
+
+    async def siblings(self) -> list[int]:
+        """The uids of the own coldkey that have pages, ascending."""
         neurons = await self.chain.neurons()
         coldkey = next(n.coldkey for n in neurons if n.hotkey == self.hotkey)
-        first = min(n.uid for n in neurons if n.coldkey == coldkey)
-        return await self.read_pages((await self.assignment(window)).own(first))
+        return sorted(n.uid for n in neurons if n.coldkey == coldkey and not n.validator_permit)
+
+
+class SharedWork(OneComputation):
+    """Several hotkeys of one coldkey send one computation, each with noise of its own, hoping to be paid as often as
+    there are hotkeys."""
+
+    noise_share = 0.1
 
     async def train(self, window: Window) -> InnerResult:
         """The common result with a little noise, none of it for the first hotkey's sake."""
@@ -99,6 +110,35 @@ class SharedWork(Miner):
         draw = np.random.default_rng((window.number, self.uid))
         noise = draw.standard_normal(delta.size).astype(np.float32) * delta.std() * np.float32(self.noise_share)
         return replace(result, end=result.end - noise)
+
+
+class JitterOwn(OneComputation):
+    """Several hotkeys of one coldkey send one computation with three in ten positions moved, each other ones, hoping
+    that they look like several."""
+
+    moved_share = 0.3
+
+    async def contribute(self, window: Window) -> bytes | None:
+        """The common payload, moved."""
+        payload = await super().contribute(window)
+        if payload is None:
+            return None
+        header, body = payload[:HEADER_BYTES], payload[HEADER_BYTES:]
+        return header + jittered(self, window, body, self.moved_share)
+
+
+class SpreadWork(JitterOwn):
+    """As above, from a little of the pages of every hotkey instead of all of the first one's, hoping that each of them
+    seems to have worked on its own."""
+
+    async def training_pages(self, window: Window) -> list[np.ndarray]:
+        """Batches of the usual size, in each some sequences of a page of every hotkey."""
+        assignment = await self.assignment(window)
+        siblings = await self.siblings()
+        pages = [await self.read_pages(assignment.own(uid)) for uid in siblings]
+        mixed = [np.concatenate(together) for together in zip(*pages, strict=True)]
+        size = self.run.dataset.page_sequences
+        return [np.random.default_rng(window.number + i).permutation(m)[:size] for i, m in enumerate(mixed)]
 
 
 class Outdated(Miner):
