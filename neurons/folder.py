@@ -38,7 +38,7 @@ CHEATS = {
     "copy-jittered": "Send what another sent in the window before, with positions moved.",
     "shared-work": "Send one computation, with noise, under all hotkeys of a coldkey.",
     "jitter-own": "Send one computation, with positions moved, under all hotkeys of a coldkey.",
-    "spread-work": "The same, from a little of the pages of every hotkey.",
+    "spread-work": "Send parts of one computation on a little of the pages of every hotkey.",
     "less-work": "Do one inner step and declare all.",
     "few-pages": "Learn a third of the own pages by heart.",
     "random-pool": "Train on the pool of random pages instead of the own.",

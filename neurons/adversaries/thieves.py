@@ -117,13 +117,11 @@ class LastWindowCopy(Thief):
 
 
 class JitteredCopy(LastWindowCopy):
-    """Sends what another sent in the window before with three in ten positions moved, hoping not to be recognised."""
-
-    moved_share = 0.3
+    """Sends what another sent in the window before with most positions moved, hoping not to be recognised."""
 
     async def disguised(self, window: Window, body: bytes) -> bytes:
-        """Some values go to positions of which nobody knows anything."""
-        return await super().disguised(window, jittered(self, window, body, self.moved_share))
+        """Under another's positions no more than there may be."""
+        return await super().disguised(window, jittered(self, window, body))
 
 
 class Copycat(CiphertextCopy):
@@ -146,12 +144,13 @@ class Copycat(CiphertextCopy):
         self.loot = await self._loot(window, victim, theirs, posted=True)
 
 
-def jittered(owner: Miner, window: Window, body: bytes, moved_share: float) -> bytes:
-    """The records of `body` with a share of its values at other positions, drawn for this owner and window."""
+def jittered(owner: Miner, window: Window, body: bytes) -> bytes:
+    """The records of `body` with so many values at other positions, drawn for this owner and window, that what stays is
+    within the run's limit of overlap."""
     layout, scheme = owner.layout, owner.run.sparseloco
     indices, values = decompress(layout, scheme, body).entries()
     draw = np.random.default_rng((window.number, owner.uid))
-    moved = draw.random(len(indices)) < moved_share
+    moved = draw.random(len(indices)) >= 0.9 * owner.run.gauntlet.overlap_limit
     delta = np.zeros(layout.size, np.float32)
     delta[indices[~moved]] = values[~moved]
     delta[draw.integers(layout.size, size=int(moved.sum()))] = values[moved]

@@ -6,20 +6,26 @@ import json
 import logging
 import multiprocessing
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from neurons.errors import ConfigError
+from neurons.errors import ConfigError, NetworkError
 from neurons.lab.scenario import Cast, Member, Played, Setting, play
 from neurons.lab.virtual import Corpus
 
 Job = tuple[Cast, int]
 """A cast and a seed."""
+
+_MEMORY = Path("/dev/shm")
+"""Where Linux keeps files in memory: a scenario writes a hundred thousand small ones."""
 
 
 class Log:
@@ -70,25 +76,59 @@ def _member(fields: dict[str, Any]) -> Member:
 
 def play_all(todo: Sequence[Job], setting: Setting, corpus: Corpus, jobs: int) -> Iterator[tuple[Cast, int, Played]]:
     """Play each, `jobs` at a time, one core each; in the order in which they end. With one job all of it happens in
-    this process."""
-    if jobs == 1:
-        torch.set_num_threads(1)
-        for cast, seed in todo:
-            yield cast, seed, play(cast, setting, seed, corpus)
-        return
+    this process. Raises `NetworkError`."""
+    memory = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="windrow-lab-", dir=memory) as folder:
+        if jobs == 1:
+            torch.set_num_threads(1)
+            for cast, seed in todo:
+                yield cast, seed, play(cast, setting, seed, corpus, Path(folder))
+        else:
+            yield from _play_beside(todo, setting, corpus, jobs, Path(folder))
+
+
+def _play_beside(
+    todo: Sequence[Job], setting: Setting, corpus: Corpus, jobs: int, folder: Path
+) -> Iterator[tuple[Cast, int, Played]]:
     # A fork would inherit torch's and numba's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_prepare) as pool:
-        try:
-            playing = {pool.submit(play, cast, setting, seed, corpus): (cast, seed) for cast, seed in todo}
-            for future in as_completed(playing):
-                yield *playing[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    players: list[BaseProcess] = []
+    playing: dict[Connection, Job] = {}
+    rest = iter(todo)
+    try:
+        for job in islice(rest, jobs):
+            ours, theirs = context.Pipe()
+            players.append(context.Process(target=_player, args=(theirs, setting, corpus, folder), daemon=True))
+            players[-1].start()
+            theirs.close()
+            ours.send(job)
+            playing[ours] = job
+        while playing:
+            for ready in wait(list(playing)):
+                assert isinstance(ready, Connection)
+                cast, seed = playing.pop(ready)
+                try:
+                    played = ready.recv()
+                except EOFError as error:
+                    raise NetworkError(f"the scenario of {cast} with seed {seed} broke off") from error
+                for job in islice(rest, 1):
+                    ready.send(job)
+                    playing[ready] = job
+                yield cast, seed, played
+    finally:
+        for player in players:
+            player.terminate()
+            player.join()
 
 
-def _prepare() -> None:
-    """In a process that plays: one thread, no word, and an end without a trace when Ctrl-C is pressed."""
-    torch.set_num_threads(1)
+def _player(jobs: Connection, setting: Setting, corpus: Corpus, folder: Path) -> None:
+    """A process that plays what it is told until it is ended, which is the parent's business alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    while True:
+        try:
+            cast, seed = jobs.recv()
+        except EOFError:
+            return
+        jobs.send(play(cast, setting, seed, corpus, folder))

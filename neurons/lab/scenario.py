@@ -23,9 +23,6 @@ from storage.bucket import Bucket
 from storage.location import LocalLocation, decode
 
 _STAKES = (1000.0, 600.0)
-_MEMORY = Path("/dev/shm")
-"""Where Linux keeps files in memory: a scenario writes a hundred thousand small ones."""
-
 _LEAST_WITH_SLOW = 5
 
 
@@ -105,11 +102,10 @@ class Played:
     answer: float
 
 
-def play(cast: Cast, setting: Setting, seed: int, corpus: Corpus) -> Played:
-    """Play `setting` with this cast."""
-    memory = _MEMORY if _MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="windrow-lab-", dir=memory) as folder:
-        return run_virtually(_Stage(cast, setting, seed, corpus, Path(folder)).play())
+def play(cast: Cast, setting: Setting, seed: int, corpus: Corpus, folder: Path) -> Played:
+    """Play `setting` with this cast, in a folder of its own in `folder` that is removed afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        return run_virtually(_Stage(cast, setting, seed, corpus, Path(own)).play())
 
 
 @dataclass(frozen=True, slots=True)
