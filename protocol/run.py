@@ -114,7 +114,6 @@ class Gauntlet(Document):
     draw_errors: Annotated[float, Field(ge=0.0)] = 1.0
     unique_work_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     unique_work_errors: Annotated[float, Field(ge=0.0)] = 2.5
-    unique_work_windows: Count = 10
     norm_limit: Annotated[float, Field(gt=1.0)] = 10.0
     sync_steps: Count = 3
     gather_size: Count = 20

@@ -14,6 +14,7 @@ from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Judgement, Receipts, Standing
 from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import select
+from protocol.gauntlet.slots import seats
 from protocol.gauntlet.verdict import Findings, Outcome, close_window, standing_of
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
@@ -92,10 +93,10 @@ def compare_lists(book: Scorebook, manifest: Manifest, run: Run, report: WindowR
     for name, said, found in zip(
         ("gather", "reserve"), (manifest.gather, manifest.reserve), select(book, run), strict=True
     ):
-        if said != found:
+        if said != seats(book, found):
             report.fault(
-                f"the manifest's {name} list is {list(said)}, the receipts of its signer {short(manifest.signer)} give "
-                f"{list(found)}"
+                f"the manifest's {name} list is {[seat.uid for seat in said]}, the receipts of its signer "
+                f"{short(manifest.signer)} give {list(found)}, of {[short(seat.hotkey) for seat in seats(book, found)]}"
             )
 
 

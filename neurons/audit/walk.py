@@ -32,6 +32,7 @@ from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.history import book_before, events_of
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook, update
+from protocol.gauntlet.slots import remaining
 from protocol.gauntlet.verdict import Findings
 from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, check_contributions, check_manifest
 from protocol.sparseloco.compress import SparseUpdate
@@ -233,18 +234,17 @@ class _Walk:
         return None
 
     def _book(self, validator: _Validator, receipts: Receipts) -> Scorebook:
-        """The scorebook before `receipts`: followed until here, or begun with what they say of it."""
+        """The scorebook before `receipts`: followed until here, or begun with what they say of it; without those who
+        have left their slots."""
         if validator.book is None:
             validator.book = book_before(receipts, self.run)
             validator.is_whole = receipts.window == self.run.time.first_window
-        return validator.book
+        return remaining(validator.book, receipts.departed)
 
     async def _scores(
         self, number: int, manifest: Manifest, payloads: list[Payload] | None, report: WindowReport, is_open: bool
     ) -> None:
         for validator in self.validators:
-            if validator.source.hotkey == manifest.signer and validator.book is not None and validator.is_whole:
-                compare_lists(validator.book, manifest, self.run, report)
             receipts = await self._receipts(validator, number, report)
             if receipts is None:
                 if validator.source.hotkey == manifest.signer and not is_open:
@@ -252,6 +252,8 @@ class _Walk:
                 continue
             compare_with_manifest(receipts, manifest, report)
             book = self._book(validator, receipts)
+            if validator.source.hotkey == manifest.signer and validator.is_whole:
+                compare_lists(book, manifest, self.run, report)
             if payloads is not None:
                 await self._judge(validator, book, receipts, manifest, payloads, report)
             else:

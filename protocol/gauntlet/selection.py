@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from blake3 import blake3
 
 from protocol.gauntlet.scorebook import PeerRecord, Scorebook
+from protocol.ledger.manifest import Seat
 from protocol.run import Run
 
 BANDS = 4
@@ -27,13 +28,13 @@ def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]
     return tuple(uids[:size]), tuple(uids[size : size + run.gauntlet.reserve_size])
 
 
-def contributors(gather: Sequence[int], reserve: Sequence[int], valid: Collection[int], run: Run) -> tuple[int, ...]:
+def contributors(gather: Sequence[Seat], reserve: Sequence[Seat], valid: Collection[Seat], run: Run) -> tuple[int, ...]:
     """Uids whose payloads are applied, ascending: the valid ones of the gather list, then reserves in their order
     for each gather peer that is not valid. With no list yet every valid peer counts, lowest uid first."""
     if not gather:
-        return tuple(sorted(valid)[: run.gauntlet.gather_size])
-    chosen = [uid for uid in gather if uid in valid]
-    chosen += [uid for uid in reserve if uid in valid][: len(gather) - len(chosen)]
+        return tuple(sorted(seat.uid for seat in valid)[: run.gauntlet.gather_size])
+    chosen = [seat.uid for seat in gather if seat in valid]
+    chosen += [seat.uid for seat in reserve if seat in valid][: len(gather) - len(chosen)]
     return tuple(sorted(chosen))
 
 
