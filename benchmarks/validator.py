@@ -3,7 +3,8 @@
     python -m benchmarks.validator [--json] [--quick] [--model demo|5m]
 
 64 payloads, 20 of them measured, the pages of the demo preset, on the demo model and one of 5 M parameters; one thread.
-All ways take turns in one process; a ratio is taken turn by turn and printed as its median with its quartiles.
+All ways take turns in one process; a ratio is taken turn by turn and printed as its median with its quartiles. Seconds
+are the processor's, so that what else runs on the machine counts as little as may be.
 
 - `measuring` is what the published systems do for a peer: losses on its own pages before, and on its own and the random
   ones with its payload applied in place; without gradients. Against the same forward passes in full batches.
@@ -178,10 +179,10 @@ def measure_run(name: str, run: Run, scale: Scale) -> dict[str, Any]:
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(scale.rounds + 1):
         for way, step in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()
             step()
             if number:  # the first round warms everything up
-                taken[way].append(time.perf_counter() - began)
+                taken[way].append(time.process_time() - began)
 
     def ratio(way: str, baseline: str) -> list[float]:
         quotients = np.divide(taken[way], taken[baseline]).tolist()

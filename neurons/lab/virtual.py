@@ -59,7 +59,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if self.working or timeout is None:  # a thread will wake the loop; time stands still until then
+        if self.working > 0 or timeout is None:  # a thread will wake the loop; time stands still until then
             return super().select(None)
         self.now += timeout
         return ready
@@ -84,13 +84,17 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return future
 
     def work(self, seconds: float) -> None:
-        """Take `seconds` of this clock, in a worker thread: what a slow machine does there."""
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there. The other tasks need other
+        threads meanwhile, so the loop must have been given an executor with more than one."""
         asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
 
     async def _pass(self, seconds: float) -> None:
+        # Below zero if nobody waits for the thread any more: then it holds up nothing.
         self._virtual.working -= 1
-        await asyncio.sleep(seconds)
-        self._virtual.working += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._virtual.working += 1
 
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1

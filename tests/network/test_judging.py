@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from neurons.collecting import Round
 from neurons.judge import Judge
 from neurons.lab.virtual import VirtualTimeLoop
-from neurons.rounds import Round
 from neurons.validator import Validator
 from protocol.gauntlet.receipts import Receipts
 from protocol.window import Window, deadlines
@@ -34,15 +35,15 @@ class SlowJudge(Judge):
 
 
 class SlowValidator(Validator):
-    """Judges slowly, all the more slowly the later the window, and notes at which block it began to collect."""
+    """Judges slowly, all the more slowly the later the window, and notes at which block it turned to each window."""
 
-    collected: dict[int, int]
+    turned: dict[int, int]
     slower_by = 0.0
 
-    async def collect(self, window: Window) -> Round:
-        self.collected = getattr(self, "collected", {})
-        self.collected[window.number] = (await self.chain.head()).number
-        return await super().collect(window)
+    async def snapshot(self, window: Window) -> Round:
+        self.turned = getattr(self, "turned", {})
+        self.turned[window.number] = (await self.chain.head()).number
+        return await super().snapshot(window)
 
     def _judge(self) -> Judge:
         judge = SlowJudge(self.model, self.state.theta, self.run, self.parts.dtype)
@@ -52,9 +53,14 @@ class SlowValidator(Validator):
         return judge
 
 
+def with_threads() -> None:
+    """While one thread is slow, the others go on."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
+
+
 def on_time(net: Any, validator: SlowValidator) -> bool:
     """Whether it was there before the seals of each window were due."""
-    return all(block <= deadlines(w, net.run.time).seal_block for w, block in validator.collected.items())
+    return all(block <= deadlines(w, net.run.time).seal_block for w, block in validator.turned.items())
 
 
 def measured(receipts: Receipts) -> set[int]:
@@ -63,6 +69,7 @@ def measured(receipts: Receipts) -> set[int]:
 
 def test_a_slow_machine_measures_fewer_everyone_in_turn_and_is_never_late(network, virtual, quick) -> None:
     async def scenario() -> None:
+        with_threads()
         quick["time"] |= {"window_blocks": 12}
         async with await network(["v", "a", "b", "c", "d"], table=quick) as net:
             validator = net.start("v", SlowValidator)
@@ -82,6 +89,7 @@ def test_a_slow_machine_measures_fewer_everyone_in_turn_and_is_never_late(networ
 
 def test_a_machine_that_becomes_too_slow_to_judge_is_still_on_time(network, virtual, quick) -> None:
     async def scenario() -> None:
+        with_threads()
         async with await network(["v", "a", "b"], table=quick) as net:
             validator = net.start("v", SlowValidator)
             validator.slower_by = 1.5
