@@ -83,6 +83,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._finished)
         return future
 
+    def work(self, seconds: float) -> None:
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there."""
+        asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
+
+    async def _pass(self, seconds: float) -> None:
+        self._virtual.working -= 1
+        await asyncio.sleep(seconds)
+        self._virtual.working += 1
+
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1
 
@@ -128,7 +137,8 @@ def tiny_table() -> dict[str, Any]:
 @dataclass
 class Simulation:
     """A network in a folder: validators are the members that have a stake, first of all. `seed` fixes the first state
-    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one."""
+    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one;
+    for `immunity_blocks` nobody loses its slot to a newcomer."""
 
     folder: Path
     corpus: Corpus
@@ -136,6 +146,7 @@ class Simulation:
     stakes: tuple[float, ...] = (1000.0,)
     seed: int = 0
     coldkeys: Mapping[str, str] = field(default_factory=dict)
+    immunity_blocks: int = 1000
     nodes: dict[str, Node] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -169,7 +180,7 @@ class Simulation:
             validator_min_stake=1.0,
             weights_rate_limit_blocks=1,
             commitment_rate_limit_blocks=1,
-            immunity_blocks=1000,
+            immunity_blocks=self.immunity_blocks,
             registration_cost=0.0,
             emission_per_block=1.0,
             max_registrations_per_block=64,
