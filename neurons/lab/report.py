@@ -24,7 +24,6 @@ QUICK = (
     "sign-flip",
     "copy-last",
     "random-pool",
-    "part-time",
     "unsynced",
     "stale-1",
     "late-seal",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from neurons.collecting import Round
 from neurons.errors import ConfigError
 from neurons.lab import report, results
 from neurons.lab.attacks import ROLES, SLOW
@@ -19,7 +20,6 @@ from neurons.lab.report import QUICK, lab, mixture, plan, shares_of
 from neurons.lab.rows import Row, row_of
 from neurons.lab.scenario import NO_RECEIPT, Cast, Member, Played, Setting, play
 from neurons.lab.virtual import Corpus, small_corpus
-from neurons.rounds import Round
 from protocol.gauntlet.evaluation import UniqueWork
 from protocol.gauntlet.scorebook import PeerRecord
 
@@ -40,7 +40,6 @@ CAUGHT = {
     "sign-flip": (None, None),
     "copy-last": ("duplicate", 1),
     "random-pool": (None, None),
-    "part-time": ("no_seal", 1),
     "unsynced": ("bad_sync_proof", 1),
     "stale-1": ("stale_base", 1),
     "late-seal": ("late_seal", 0),
@@ -76,11 +75,11 @@ def _late_seals_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def _any_base(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("neurons.rounds.check_base", lambda *rest: None)
+    patch.setattr("neurons.collecting.check_base", lambda *rest: None)
 
 
 def _no_proof(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("neurons.rounds.check_sync_proof", lambda *rest: None)
+    patch.setattr("neurons.collecting.check_sync_proof", lambda *rest: None)
 
 
 def _any_norm(patch: pytest.MonkeyPatch) -> None:
@@ -165,7 +164,7 @@ def test_two_hotkeys_of_one_computation_are_paid_twice_only_without_what_names_t
     text: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ROLES, "shared-work", replace(ROLES["shared-work"], hotkeys=2))
-    setting = Setting(miners=7, windows=6, quick=True)
+    setting = Setting(miners=7, windows=5, quick=True)
     paid = [m.paid > 0 for m in _scenario("shared-work", setting, text, tmp_path).cheats]
     assert paid == [True, False]
     _repeated_work_counts(monkeypatch)
