@@ -13,7 +13,7 @@ from rich.table import Table
 
 from neurons.errors import ConfigError
 from neurons.lab.attacks import ATTACKS, Role, attack
-from neurons.lab.results import Log, play_all
+from neurons.lab.results import Job, Log, play_all
 from neurons.lab.rows import Row, row_of
 from neurons.lab.scenario import Cast, Setting
 from neurons.lab.virtual import small_corpus
@@ -108,8 +108,7 @@ def lab(plans: Sequence[Plan], setting: Setting, jobs: int, out: Path, console: 
     """Play the scenarios of these rows, and of the same honest miners alone, `jobs` at a time, all with one seed before
     the next. What lies in `out` already, of the same setting, is not played again. Raises `ConfigError`."""
     log = Log(out, setting)
-    casts = [(cast, seed) for of in plans for seed, cast in enumerate(of.casts)]
-    wanted = dict.fromkeys(job for cast, seed in casts for job in ((cast.alone, seed), (cast, seed)))
+    wanted = dict.fromkeys(job for of in plans for job in jobs_of(of))
     todo = sorted((job for job in wanted if job not in log), key=lambda job: job[1])
     with Progress(console=console) as progress:
         task = progress.add_task("scenarios", total=len(wanted), completed=len(wanted) - len(todo))
@@ -117,6 +116,11 @@ def lab(plans: Sequence[Plan], setting: Setting, jobs: int, out: Path, console: 
             log.add(cast, seed, played)
             progress.advance(task)
     return rows(plans, log)
+
+
+def jobs_of(of: Plan) -> list[Job]:
+    """What must be played for a row: each cast, and its honest miners alone."""
+    return [job for seed, cast in enumerate(of.casts) for job in ((cast.alone, seed), (cast, seed))]
 
 
 def rows(plans: Sequence[Plan], log: Log) -> list[Row]:
