@@ -1,7 +1,7 @@
 """What `windrow lab` has found, as tables and pictures of docs/security.md.
 
-    windrow lab --seeds 3 --mix 0.1,0.2,0.3,0.4,0.5,0.6 --out RESULTS
-    python -m benchmarks.lab RESULTS --seeds 3 --write docs/security.md --draw docs
+    windrow lab --seeds 3 --mix 0.1,0.4 --out RESULTS
+    python -m benchmarks.lab RESULTS --seeds 3 --mix 0.1,0.4 --write docs/security.md --draw docs
 
 Nothing is played here. A row of which some seed is missing in the results is left out and named. The tables are
 printed, or put between the marks in the file to `--write`; lab-attacks.svg and lab-mixed.svg go into a folder.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from neurons.lab.attacks import HONEST, MINER, SLOW
-from neurons.lab.report import Plan, jobs_of, plan, rows
+from neurons.lab.report import Plan, jobs_of, plan, rows, shares_of
 from neurons.lab.results import Log
 from neurons.lab.rows import UNPAID_SHARE, Row, wage
 from neurons.lab.scenario import Played, Setting
@@ -28,7 +28,6 @@ BEGIN, END = "<!-- lab: begin -->", "<!-- lab: end -->"
 MOST_PAY, MOST_DAMAGE = 0.05, 0.02
 """What an attack may earn, as a share of honest pay, and what a mixture may do to the held-out loss."""
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _MIXTURE = "mix-"
 
 
@@ -222,12 +221,13 @@ def main() -> None:
     parser.add_argument("--miners", type=int, default=12)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--mix", default="0.1,0.2,0.3,0.4,0.5,0.6", help="the mixtures to show")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the marks in this file")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw lab-attacks.svg and lab-mixed.svg")
     options = parser.parse_args()
     setting = Setting(options.miners, options.windows, quick=False)
     log = Log(options.results, setting)
-    done, missing = complete(plan((), SHARES, setting, options.seeds), log)
+    done, missing = complete(plan((), shares_of(options.mix), setting, options.seeds), log)
     if missing:
         print(f"not played with all seeds: {', '.join(missing)}", file=sys.stderr)
     if not done:
