@@ -12,10 +12,12 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 
 LEAST_CORRELATION = 0.55
-LEAST_Z = 4.5
+LEAST_Z = 3.5
 """Both are needed: with few pages the noise correlates by chance, with many even independent work does a little."""
 
 _SPREAD_FLOOR = 0.3
+_NORMAL = 1.4826  # standard deviation over median absolute deviation of a normal distribution
+_ALMOST_ONE = 1 - 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,19 @@ def find_pairs(rows: Mapping[int, F64]) -> tuple[Pair, ...]:
     `rows` holds the first-order gains of each payload, float64 [pages], in the same order of pages for all: its own
     ones, those of the others and the random ones. A row is regressed on a constant and the median row, so that
     neither its size nor the common descent counts; what remains is brought to one length, and each page to one
-    spread, for on some pages everybody differs. Independent work then correlates as noise does: Fisher's z =
-    artanh(ρ)·√(pages − 3) is about standard normal. A row without spread, as zeros have it, says nothing.
+    spread, for on some pages everybody differs. Independent work then correlates as noise does: artanh(ρ) is normal
+    with a deviation of 1/√(pages − 3), or more where the pairs of this window say so. A row without spread, as zeros
+    have it, says nothing.
     """
     uids = sorted(uid for uid, row in rows.items() if np.isfinite(row).all() and np.ptp(row) > 0)
     if len(uids) < 3 or len(rows[uids[0]]) < 4:
         return ()
     left = _residuals(np.stack([rows[uid] for uid in uids]))
     correlations = _correlations(left)
-    root = math.sqrt(left.shape[1] - 3)
-    least = max(LEAST_CORRELATION, math.tanh(LEAST_Z / root))
+    above = np.arctanh(np.clip(correlations[np.triu_indices(len(uids), 1)], -_ALMOST_ONE, _ALMOST_ONE))
+    # Peers that share a fault, such as steps too large, do correlate: the spread of all pairs is the measure then.
+    spread = max(1 / math.sqrt(left.shape[1] - 3), _NORMAL * float(np.median(np.abs(above))))
+    least = max(LEAST_CORRELATION, math.tanh(LEAST_Z * spread))
     firsts, seconds = np.nonzero(np.triu(correlations >= least, 1))
     return tuple(
         Pair(uids[i], uids[j], float(correlations[i, j]))

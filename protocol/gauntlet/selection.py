@@ -10,9 +10,10 @@ from protocol.run import Run
 
 def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Gather and reserve list, best first: active peers whose unique work is not in doubt and that help, by final
-    score, then rating, then lowest uid. To help is to lower the loss in more of the latest windows than one raises
-    it, or to be rated above zero: in a small network the least of those who help is rated below zero for long."""
-    helps = [r for r in book.peers if sum(r.signs) > 0 or r.rating > 0]
+    score, then rating, then lowest uid. To help is to lower the loss in more than half of the latest windows, net of
+    those in which one raises it, or to be rated above zero: in a small network the least of those who help is rated
+    below zero for long, and noise lowers the loss now and then."""
+    helps = [r for r in book.peers if 2 * sum(r.signs) > len(r.signs) or r.rating > 0]
     fit = [r for r in helps if r.is_active(run) and not r.is_doubted(run)]
     fit.sort(key=lambda r: (-r.final(run), -r.rating, r.uid))
     uids = [r.uid for r in fit]

@@ -49,9 +49,9 @@ def test_the_unfit_are_not_listed(small: Run, unfit: dict[str, Any]) -> None:
 
 def test_who_lowers_the_loss_more_often_than_it_raises_it_is_listed_whatever_its_rating(small: Run) -> None:
     """Ratings are relative: in a small network the least of the helpful is rated below zero."""
-    least = record(0, 1.0, signs=(1, 0, -1, 1))
+    least = record(0, 1.0, signs=(1, 0, 1, 1))
     assert select(book(least, record(1, 40)), small) == ((1, 0), ())
-    for signs in ((), (0,), (1, -1), (-1, 1, -1)):
+    for signs in ((), (0,), (1, -1), (0, 0, 0, 1), (1, 0, -1, 1), (-1, 1, -1)):
         assert select(book(record(0, 1.0, signs=signs), record(1, 40)), small) == ((1,), ())
 
 
