@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gains_copies import WAYS, Likeness, look_for
-from benchmarks.gains_peers import Cheats, Codec, Copies, Copy, Honest, Pages
+from benchmarks.gains_copies import WAYS, Likeness, Tally, look_for
+from benchmarks.gains_peers import Cheats, Codec, Copies, Copy, Honest, Pages, Traits
 from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.judge import Judge
 from neurons.training.model import bind, build_model, initial_parameters, page_gradient
@@ -84,8 +84,8 @@ def scales() -> tuple[Scale, ...]:
     }
     inner = {"steps": 10, "pages_per_step": 1, "learning_rate": 2e-3}
     return (
-        Scale("demo", {}, early=5, late=25, windows=30),
-        Scale("5m", {"model": larger, "inner": inner}, 4, 20, 24, shares=(0.2, 1.0), page_sets=((4, 8),)),
+        Scale("demo", {}, early=4, late=26, windows=30),
+        Scale("5m", {"model": larger, "inner": inner}, 4, 16, 20, shares=(0.2, 1.0), page_sets=((4, 8),)),
     )
 
 
@@ -155,7 +155,7 @@ class Bench:
         gains, seconds = self._gains(pages, sent)
         record = {"held_out_loss": held_out, "gains": gains, "seconds": seconds}
         if self._last:
-            record |= self._resemblance(pages, honest, copies)
+            record["seen"] = self._rows_of_all(pages, honest, copies)
         return record
 
     def _gains(self, pages: Pages, sent: dict[str, SparseUpdate]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -203,25 +203,20 @@ class Bench:
         finally:
             trial.revert(self.theta, saved)
 
-    def _resemblance(self, pages: Pages, honest: Sequence[SparseUpdate], copies: Sequence[Copy]) -> dict[str, Any]:
-        """What each detector says of every copy, alone among the honest payloads."""
-        own = self.run.gauntlet.own_pages
+    def _rows_of_all(self, pages: Pages, honest: Sequence[SparseUpdate], copies: Sequence[Copy]) -> dict[str, Any]:
+        """Rows of gains and likeness of all payloads, rounded, as `look_for` takes them."""
         # The copies' own pages are of one slot that nobody has trained on.
         slots = [*range(self.scale.peers), self.run.dataset.slots - 1]
         columns = [page for slot in slots for page in pages.scored(slot)] + list(pages.random())
         halves = [copy.other_half for copy in copies if copy.other_half]
         updates = [*honest, *self._last, *(copy.update for copy in copies), *halves]
-        gains = self._rows(pages, updates, columns)
         likeness = Likeness.of(updates)
-        sets = {}
-        for own_pages, random_pages in self.scale.page_sets:
-            kept = [slot * own + page for slot in range(len(slots)) for page in range(own_pages)]
-            kept += [len(slots) * own + page for page in range(random_pages)]
-            owners = np.array([slot for slot in range(len(slots)) for _ in range(own_pages)] + [-1] * random_pages)
-            sets[f"{own_pages} own, {random_pages} random"] = look_for(
-                gains[:, kept], owners, copies, likeness, self.scale.peers
-            )
-        return {"resemblance": sets}
+        return {
+            "copies": [asdict(copy.traits) for copy in copies],
+            "rows": [[float(f"{gain:.5g}") for gain in row] for row in self._rows(pages, updates, columns)],
+            "cosine": likeness.cosine.round(4).tolist(),
+            "overlap": likeness.overlap.round(4).tolist(),
+        }
 
     def _rows(self, pages: Pages, updates: Sequence[SparseUpdate], columns: Sequence[np.ndarray]) -> np.ndarray:
         """First-order gains, float64 [payloads, pages], at c = 1; all are clipped to one median norm."""
@@ -327,19 +322,26 @@ def cheats(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries
 
 
-def resemblance(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def resemblance(scale: Scale, records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Share named of each kind of copy, or of honest pairs accused, for each set of pages and way."""
-    totals: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-    for record in records:
-        for pages, kinds in record.get("resemblance", {}).items():
-            for kind, ways in kinds.items():
-                for way, counts in ways.items():
-                    of_kind = totals.setdefault(pages, {}).setdefault(kind, {})
-                    of_kind[way] = of_kind.get(way, np.zeros(2)) + counts
-    return {
-        pages: {kind: {way: float(n[1] / n[0]) for way, n in ways.items()} for kind, ways in kinds.items()}
-        for pages, kinds in totals.items()
-    }
+    shares: dict[str, dict[str, dict[str, float]]] = {}
+    for own, random in scale.page_sets:
+        tally = Tally()
+        for record in records:
+            if seen := record.get("seen"):
+                gains, owners = _on_pages(scale, np.array(seen["rows"]), own, random)
+                likeness = Likeness(np.array(seen["cosine"]), np.array(seen["overlap"]))
+                look_for(tally, gains, owners, [Traits(**copy) for copy in seen["copies"]], likeness, scale.peers)
+        shares[f"{own} own pages, {random} random"] = tally.shares()
+    return shares
+
+
+def _on_pages(scale: Scale, rows: np.ndarray, own: int, random: int) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of the first `own` pages of each slot and the first `random` ones, and the slots that own them."""
+    slots, all_own = scale.peers + 1, scale.run().gauntlet.own_pages
+    kept = [slot * all_own + page for slot in range(slots) for page in range(own)]
+    kept += range(slots * all_own, slots * all_own + random)
+    return rows[:, kept], np.array([*np.repeat(np.arange(slots), own), *[-1] * random])
 
 
 def cost(records: Sequence[dict[str, Any]], pages: int) -> dict[str, float]:
@@ -382,7 +384,7 @@ def summary(scale: Scale, results: Results) -> list[dict[str, Any]]:
                     "held_out_loss": [records[0]["held_out_loss"], records[-1]["held_out_loss"]],
                     "agreement": agreement(records),
                     "cheats": cheats(records),
-                    "resemblance": resemblance(records),
+                    "resemblance": resemblance(scale, records),
                     "cost": cost(records, scale.page_sets[0][1]),
                 }
             )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.gains_peers import Copy
+from benchmarks.gains_peers import Traits
 from protocol.gauntlet.evaluation import unique_work
 from protocol.gauntlet.resemblance import LEAST_CORRELATION, LEAST_Z, find_pairs, name_originals
 from protocol.sparseloco.aggregate import Trial, shared_positions
@@ -44,6 +44,10 @@ class Tally:
         entry = self.counts.setdefault(kind, {}).setdefault(way, [0, 0])
         entry[0] += int(times)
         entry[1] += int(named)
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """The share that was named."""
+        return {kind: {way: named / times for way, (times, named) in of.items()} for kind, of in self.counts.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,22 +135,22 @@ class Stage:
 
 
 def look_for(
-    gains: np.ndarray, owners: np.ndarray, copies: Sequence[Copy], likeness: Likeness, peers: int
-) -> dict[str, dict[str, list[int]]]:
-    """For each kind of copy and each way, how often it was there and how often its original, and no other, was named;
-    under `HONEST` how many pairs of honest payloads there were and how many were accused, under `HONEST_LAST` those
-    with the last window's payload of another; under `RING` how often copies that share one computation with each other
-    and their original, all at once, were said to repeat one of these, and under `ROBBED` how often the original was.
+    tally: Tally, gains: np.ndarray, owners: np.ndarray, copies: Sequence[Traits], likeness: Likeness, peers: int
+) -> None:
+    """Tally for each kind of copy and each way how often it was there and its original, and no other, was named. Under
+    `HONEST` it is how many pairs of honest payloads there were and how many were accused, under `HONEST_LAST` the same
+    of those with the last window's payload of another; under `RING` how often copies that share one computation with
+    each other and their original, all at once, were said to repeat one of these, under `ROBBED` how often the original
+    was.
 
     `gains` are float64 [payloads, pages] of the honest peers in this window and the last, of `copies`, and of the other
-    halves in the order of those copies that have one; so is `likeness`. `owners` as in `Stage`.
+    halves in the order of the copies that are split; so is `likeness`. `owners` as in `Stage`.
     """
-    tally = Tally()
     halves = iter(range(2 * peers + len(copies), len(gains)))
     rings: dict[int, list[int]] = {}
     for place, copy in enumerate(copies, 2 * peers):
         order = [*range(peers), place, *range(peers, 2 * peers)]
-        if copy.other_half is not None:
+        if copy.split:
             order[copy.original] = next(halves)
         elif copy.shared:
             rings.setdefault(copy.original, []).append(place)
@@ -158,10 +162,9 @@ def look_for(
             group = {original, *stage.copies}
             tally.add(RING, way, len(stage.copies), sum(named.get(uid) in group for uid in stage.copies))
             tally.add(ROBBED, way, 1, original in named)
-    return tally.counts
 
 
-def _alone(tally: Tally, stage: Stage, copy: Copy, likeness: Likeness) -> None:
+def _alone(tally: Tally, stage: Stage, copy: Traits, likeness: Likeness) -> None:
     peers, uid = stage.peers, stage.peers
     right = copy.original + (peers + 1) * copy.last
     for way in (ROWS, BOTH):

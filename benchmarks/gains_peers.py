@@ -195,16 +195,24 @@ _TRAINED: dict[str, tuple[float, Callable[[Cheats, Pages, Batches], Batches]]] =
 """Cheats that train: the multiple of the learning rate, and which batches."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Copy:
-    """A payload made from the work of honest peer `original`, of this window or the last. `other_half` is what the
-    original sends itself when the two have split one computation; `shared` says that they have one in common."""
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a copy is: made from the work of honest peer `original`, of this window or the `last`. `shared` says that
+    the two have one computation in common, `split` that each sends half of its positions."""
 
     kind: str
     original: int
-    update: SparseUpdate
     last: bool = False
     shared: bool = False
+    split: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """A copy's payload; when the two have split their work, `other_half` is what the original sends itself."""
+
+    traits: Traits
+    update: SparseUpdate
     other_half: SparseUpdate | None = None
 
 
@@ -225,23 +233,21 @@ class Copies:
             for share, errors in zip(NOISE, self._shared[peer], strict=True):
                 noise = self._draw.standard_normal(delta.size, dtype=np.float32)
                 noise *= np.float32(share) * delta.std()
-                copies.append(
-                    Copy(f"shared, noise {share}", peer, self._codec.send(delta + noise, errors), shared=True)
-                )
+                traits = Traits(f"shared, noise {share}", peer, shared=True)
+                copies.append(Copy(traits, self._codec.send(delta + noise, errors)))
             even, odd = delta.copy(), delta.copy()
             even[1::2] = odd[::2] = 0
             halves = [self._codec.send(half, e) for half, e in zip((even, odd), self._halves[peer], strict=True)]
-            copies.append(Copy("shared, split in halves", peer, halves[1], shared=True, other_half=halves[0]))
+            traits = Traits("shared, split in halves", peer, shared=True, split=True)
+            copies.append(Copy(traits, halves[1], other_half=halves[0]))
         return copies
 
     def alter(self, updates: Sequence[SparseUpdate], last: bool) -> list[Copy]:
         """Copies of the payloads of this window, or of the last, with positions left out or moved."""
         return [
             Copy(
-                f"{'last window, ' if last else ''}{share:.0%} {'moved' if moved else 'left out'}",
-                peer,
+                Traits(f"{'last window, ' if last else ''}{share:.0%} {'moved' if moved else 'left out'}", peer, last),
                 self._codec.altered(update, share, self._draw, moved),
-                last,
             )
             for share in MOVED
             for moved in (False, True)

@@ -13,9 +13,21 @@ import torch
 
 from benchmarks import gains
 from benchmarks.gains import Bench, Results, quick, scales
-from benchmarks.gains_copies import BOTH, COSINE, HONEST, HONEST_LAST, OVERLAP, PEAK, RING, ROBBED, ROWS, Likeness
-from benchmarks.gains_copies import look_for as look_for_copies
-from benchmarks.gains_peers import Cheats, Codec, Copies, Copy, Pages
+from benchmarks.gains_copies import (
+    BOTH,
+    COSINE,
+    HONEST,
+    HONEST_LAST,
+    OVERLAP,
+    PEAK,
+    RING,
+    ROBBED,
+    ROWS,
+    Likeness,
+    Tally,
+    look_for,
+)
+from benchmarks.gains_peers import Cheats, Codec, Copies, Pages, Traits
 from neurons.training.model import sequence_losses
 from protocol.sparseloco.aggregate import Trial
 
@@ -70,7 +82,7 @@ def test_halves_of_one_computation_have_no_position_in_common(codec: Codec) -> N
     half = next(copy for copy in copies if copy.other_half is not None)
     assert half.other_half is not None
     assert not np.isin(half.update.indices[half.update.values != 0], half.other_half.indices).any()
-    near = Likeness.of([copy.update for copy in copies if copy.original == 0])
+    near = Likeness.of([copy.update for copy in copies if copy.traits.original == 0])
     assert near.cosine[0, 1] > near.cosine[0, 2], "less noise, more in common"
 
 
@@ -102,23 +114,24 @@ def _rows(draw: np.random.Generator, owners: np.ndarray) -> np.ndarray:
     return np.vstack([this, draw.standard_normal((PEERS, pages))]) + 10 * draw.standard_normal(pages)
 
 
-def _look(copies: list[tuple[Copy, np.ndarray]], honest: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+def _look(copies: list[tuple[Traits, np.ndarray]], honest: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
     rows = np.vstack([honest, *(row[None] for _, row in copies)])
     far = np.eye(len(rows))
-    return look_for_copies(rows, owners, [copy for copy, _ in copies], Likeness(far, far), PEERS)
+    tally = Tally()
+    look_for(tally, rows, owners, [copy for copy, _ in copies], Likeness(far, far), PEERS)
+    return tally.counts
 
 
-def test_each_way_names_the_original_where_it_can(codec: Codec) -> None:
+def test_each_way_names_the_original_where_it_can() -> None:
     owners = np.array([slot for slot in range(PEERS + 1) for _ in range(12)] + [-1] * 24)
     draw = np.random.default_rng(1)
     honest = _rows(draw, owners)
-    payload = codec.send(_delta(codec, 0))
     noise = 0.3 * draw.standard_normal((2, len(owners)))
     found = _look(
         [
-            (Copy("now", 2, payload), honest[2] + noise[0]),
-            (Copy("before", 1, payload, last=True), honest[PEERS + 1] + noise[1]),
-            (Copy("none", 1, payload), _rows(draw, owners)[0] + honest.mean(axis=0)),
+            (Traits("now", 2), honest[2] + noise[0]),
+            (Traits("before", 1, last=True), honest[PEERS + 1] + noise[1]),
+            (Traits("none", 1), _rows(draw, owners)[0] + honest.mean(axis=0)),
         ],
         honest,
         owners,
@@ -134,14 +147,11 @@ def test_each_way_names_the_original_where_it_can(codec: Codec) -> None:
     assert found["now"][COSINE] == found["now"][OVERLAP] == [1, 0], "these look at the payloads alone"
 
 
-def test_hotkeys_that_share_a_computation_are_counted_together(codec: Codec) -> None:
+def test_hotkeys_that_share_a_computation_are_counted_together() -> None:
     owners = np.array([slot for slot in range(PEERS + 1) for _ in range(12)] + [-1] * 24)
     draw = np.random.default_rng(2)
     honest = np.vstack([_rows(draw, owners)])
-    payload = codec.send(_delta(codec, 0))
-    ring = [
-        (Copy("shared", 3, payload, shared=True), honest[3] + 0.2 * draw.standard_normal(len(owners))) for _ in range(2)
-    ]
+    ring = [(Traits("shared", 3, shared=True), honest[3] + 0.2 * draw.standard_normal(len(owners))) for _ in range(2)]
     found = _look(ring, honest, owners)
     assert found[RING][ROWS][0] == found[RING][BOTH][0] == 2
     assert found[RING][BOTH][1] == 2
@@ -244,11 +254,20 @@ def test_a_cheat_fools_first_order_gains_when_they_place_it_much_higher() -> Non
     ]
 
 
-def test_costs_are_of_all_pages_and_shares_of_all_windows() -> None:
+def test_costs_are_of_all_pages_and_shares_of_all_counts() -> None:
     costs = gains.cost([_record({}, gradient=2.0, product=0.01, measured=0.5)], pages=4)
     assert costs == {"gradients": 8.0, "first_order": 0.04, "measured": 2.0, "64_over_20": (8 + 64 * 0.04) / 40}
-    windows = [{"resemblance": {"4 own": {"kind": {"rows": [2, n]}}}} for n in (1, 2)]
-    assert gains.resemblance([{}, *windows]) == {"4 own": {"kind": {"rows": 0.75}}}
+    tally = Tally({"kind": {"rows": [4, 3]}})
+    tally.add("kind", "rows", 4, False)
+    assert tally.shares() == {"kind": {"rows": 0.375}}
+
+
+def test_a_smaller_set_of_pages_is_the_beginning_of_the_larger() -> None:
+    slots = PEERS + 1
+    rows = np.array([*np.repeat(np.arange(slots), 3), -1, -1, -1, -1])[None]
+    kept, owners = gains._on_pages(SCALE, rows, 2, 3)
+    assert np.array_equal(kept[0], owners)
+    assert np.array_equal(owners, [*np.repeat(np.arange(slots), 2), -1, -1, -1])
 
 
 def test_a_summary_can_be_printed_and_is_json(
