@@ -11,7 +11,7 @@ import torch
 from neurons.training.model import page_gradient, sequence_losses
 from protocol.gauntlet.verdict import Findings, unique_work_of_all
 from protocol.run import Run
-from protocol.sparseloco.aggregate import Trial, clip_factors
+from protocol.sparseloco.aggregate import Trial, clip_factors, descents
 from protocol.sparseloco.compress import SparseUpdate
 
 _BATCH_SEQUENCES = 16
@@ -98,8 +98,8 @@ class Judge:
                 return {uid: np.zeros(0) for uid in trials}, np.zeros(0)
             each, gradient = page_gradient(self.model, page, dtype=self.dtype, batch_sequences=_BATCH_SEQUENCES)
             losses.extend(each)
-            for uid, trial in trials.items():
-                gains[uid].append(trial.dot(gradient) / float(each.mean()))
+            for uid, descent in zip(trials, descents(gradient, list(trials.values())), strict=True):
+                gains[uid].append(float(descent) / float(each.mean()))
         return {uid: np.array(values) for uid, values in gains.items()}, np.array(losses)
 
     def _after(self, trial: Trial, pages: Sequence[np.ndarray]) -> np.ndarray:

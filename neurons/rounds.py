@@ -59,21 +59,14 @@ class Sealed:
     key: bytes = field(repr=False)
 
 
-class Exchange:
-    """How one neuron reads and writes the objects of a window. `hotkey` signs, `bucket` is its own, and `spool` keeps
-    what it fetches."""
+class Reader:
+    """How anybody reads the objects of a window. `spool` keeps what it fetches."""
 
-    def __init__(self, run: Run, layout: Layout, hotkey: Keypair, bucket: Bucket, spool: Spool) -> None:
-        self.run, self.layout, self.bucket = run, layout, bucket
+    def __init__(self, run: Run, layout: Layout, spool: Spool) -> None:
+        self.run, self.layout = run, layout
         self.keys = Keys(run.digest()[:16])
-        self._hotkey = hotkey
         self._spool = spool
         self._opened: dict[tuple[str, str], Payload] = {}
-
-    @property
-    def hotkey(self) -> str:
-        """The own ss58 address."""
-        return self._hotkey.ss58_address
 
     @cached_property
     def plain_sizes(self) -> tuple[int, ...]:
@@ -89,35 +82,6 @@ class Exchange:
         """Drop what was kept of the window that has been applied."""
         self._spool.clear()
         self._opened.clear()
-
-    # --- writing ------------------------------------------------------------------------------------------
-
-    async def publish_seal(self, window: int, base_root: str, payload: bytes) -> Sealed:
-        """Encrypt `payload` under a fresh key, upload its shards, then the signed seal. The key stays here."""
-        key = os.urandom(32)
-        associated = associated_data(self.run.digest_bytes, window, self.hotkey)
-        shards = [encrypt_shard(key, i, associated, part) for i, part in enumerate(split(payload, self.plain_sizes))]
-        for index, shard in enumerate(shards):
-            await self.bucket.put(self.keys.shard(window, self.hotkey, index), shard)
-        seal = Seal(
-            signer=self.hotkey,
-            run_digest=self.run.digest(),
-            window=window,
-            layout_digest=self.layout.digest,
-            base_root=base_root,
-            shards=tuple(SealedShard(size_bytes=len(s), digest=blake3(s).hexdigest()) for s in shards),
-            payload_digest=blake3(payload).hexdigest(),
-            key_digest=blake3(key).hexdigest(),
-        ).signed(self._hotkey)
-        await self.bucket.put(self.keys.seal(window, self.hotkey), seal.canonical())
-        return Sealed(seal, key)
-
-    async def publish_key(self, sealed: Sealed) -> None:
-        """Reveal the key. Only from block C + g + 1 on: a reader of an earlier key could still seal a copy."""
-        reveal = Reveal(window=sealed.seal.window, key=sealed.key.hex())
-        await self.bucket.put(self.keys.key(reveal.window, self.hotkey), reveal.canonical())
-
-    # --- reading ------------------------------------------------------------------------------------------
 
     async def read_seal(self, peer: Peer, window: int) -> Seal:
         """The checked seal of `peer`; raises `NotFound`, another `StorageError`, or `Rejected`."""
@@ -167,6 +131,45 @@ class Exchange:
             return self._opened[named.hotkey, named.payload_digest]
         sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
         return await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed, named.payload_digest)
+
+
+class Exchange(Reader):
+    """How one neuron reads and writes the objects of a window. `hotkey` signs, and `bucket` is its own."""
+
+    def __init__(self, run: Run, layout: Layout, hotkey: Keypair, bucket: Bucket, spool: Spool) -> None:
+        super().__init__(run, layout, spool)
+        self.bucket = bucket
+        self._hotkey = hotkey
+
+    @property
+    def hotkey(self) -> str:
+        """The own ss58 address."""
+        return self._hotkey.ss58_address
+
+    async def publish_seal(self, window: int, base_root: str, payload: bytes) -> Sealed:
+        """Encrypt `payload` under a fresh key, upload its shards, then the signed seal. The key stays here."""
+        key = os.urandom(32)
+        associated = associated_data(self.run.digest_bytes, window, self.hotkey)
+        shards = [encrypt_shard(key, i, associated, part) for i, part in enumerate(split(payload, self.plain_sizes))]
+        for index, shard in enumerate(shards):
+            await self.bucket.put(self.keys.shard(window, self.hotkey, index), shard)
+        seal = Seal(
+            signer=self.hotkey,
+            run_digest=self.run.digest(),
+            window=window,
+            layout_digest=self.layout.digest,
+            base_root=base_root,
+            shards=tuple(SealedShard(size_bytes=len(s), digest=blake3(s).hexdigest()) for s in shards),
+            payload_digest=blake3(payload).hexdigest(),
+            key_digest=blake3(key).hexdigest(),
+        ).signed(self._hotkey)
+        await self.bucket.put(self.keys.seal(window, self.hotkey), seal.canonical())
+        return Sealed(seal, key)
+
+    async def publish_key(self, sealed: Sealed) -> None:
+        """Reveal the key. Only from block C + g + 1 on: a reader of an earlier key could still seal a copy."""
+        reveal = Reveal(window=sealed.seal.window, key=sealed.key.hex())
+        await self.bucket.put(self.keys.key(reveal.window, self.hotkey), reveal.canonical())
 
     async def mirror(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish."""

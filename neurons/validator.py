@@ -171,9 +171,9 @@ class Validator(Node):
         self.report(f"judging {len(payloads)} payloads")
         judge_hash = (await self.chain.block(window.key_block)).hash
         assignment = await self.assignment(window)
-        measured_before = {r.uid: r.last_measured for r in self.memory.book.peers}
         gather, _ = self.listed(window.number)
-        measured = sample(set(payloads), set(gather), measured_before, self.run)
+        records = [self.memory.book.of(uid, found.entries[uid].peer.hotkey) for uid in payloads]
+        measured = sample(records, gather, judge_hash, self.run)
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}

@@ -21,6 +21,7 @@ from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.errors import NetworkError
 from neurons.miner import Miner
 from neurons.node import Node, Parts
+from neurons.onlooker import Onlooker
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.gauntlet.receipts import Receipts
@@ -30,7 +31,7 @@ from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.layout import Layout
 from storage.bucket import Bucket
 from storage.checkpoint import write_checkpoint
-from storage.dataset import open_dataset, write_dataset
+from storage.dataset import Dataset, open_dataset, write_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import NotFound
 from storage.keys import Keys
@@ -268,6 +269,14 @@ class Simulation:
     def open_bucket(self, commitment: bytes) -> Bucket:
         """Open a member's bucket from its commitment: a local name, so the transport has nothing to do."""
         return open_bucket(decode(commitment), Transport(Reach.ANY), self.folder / "buckets")
+
+    def onlooker(self) -> Onlooker:
+        """The network as somebody sees it who takes no part."""
+
+        async def dataset() -> Dataset:
+            return self.dataset
+
+        return Onlooker(self.run, self.chain, self.open_bucket, dataset)
 
     async def stop(self, *names: str) -> None:
         """Stop some neurons, or all of them."""

@@ -115,8 +115,8 @@ def find_copies(
     kept: list[int] = []
     uids = sorted(payloads)
     rows = {uid: row for row, uid in enumerate(uids)}
-    shared = shared_positions([payloads[uid].update for uid in uids] + list(past))
-    earlier = list(range(len(uids), len(shared)))
+    shared = shared_positions([payloads[uid].update for uid in uids], past)
+    earlier = list(range(len(uids), len(uids) + len(past)))
     for uid in uids:
         payload = payloads[uid]
         twins = [other for other in kept if payloads[other].body_digest == payload.body_digest]

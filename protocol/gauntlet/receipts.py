@@ -75,7 +75,8 @@ class Standing(Document):
 
 class Receipt(Document):
     """One peer in one window. `reason` is None if every check passed; `contributed` says whether it was applied;
-    `list_next` is the list it is on for two windows later; `weight` is its share in the validator's weights."""
+    `list_next` is its list after the window, which the next manifest names and which counts in window + 3; `weight` is
+    its share in the validator's weights."""
 
     uid: Uid
     hotkey: Address
