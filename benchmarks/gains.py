@@ -3,7 +3,7 @@ told from honest work by what they gain on everybody's pages.
 
     python -m benchmarks.gains [--json] [--results FILE] [--model NAME] [--no-run] [--quick]
 
-Eight honest peers train together in one process on one thread; their payloads alone are applied. In the first windows
+Honest peers train together in one process on one thread; their payloads alone are applied. In the first windows
 and in late ones, payloads of every cheat stand beside theirs and all are judged both ways, as a validator would:
 first-order gains on the random pages, and measured gains for each share of the step (c), with and without the clip to
 the median norm. In the same windows copies of every kind, one at a time, stand among the honest payloads.
@@ -33,7 +33,7 @@ from neurons.judge import Judge
 from neurons.training.model import bind, build_model, initial_parameters, page_gradient
 from protocol.gauntlet.evaluation import measured_gain
 from protocol.run import Run, preset_table, run_from_table
-from protocol.sparseloco.aggregate import Trial, clip_factors, outer_step
+from protocol.sparseloco.aggregate import Trial, clip_factors, descents, outer_step
 from protocol.sparseloco.compress import SparseUpdate
 
 DTYPE = torch.bfloat16
@@ -85,7 +85,7 @@ def scales() -> tuple[Scale, ...]:
     inner = {"steps": 10, "pages_per_step": 1, "learning_rate": 2e-3}
     return (
         Scale("demo", {}, early=4, late=26, windows=30),
-        Scale("5m", {"model": larger, "inner": inner}, 4, 16, 20, shares=(0.2, 1.0), page_sets=((4, 8),)),
+        Scale("5m", {"model": larger, "inner": inner}, 3, 17, 20, shares=(0.2, 1.0), page_sets=((4, 8),), peers=6),
     )
 
 
@@ -164,7 +164,7 @@ class Bench:
         random = pages.random()[: self.scale.page_sets[0][1]]
         clips = {True: clip_factors(list(sent.values()))}
         clips[False] = [np.ones_like(factors) for factors in clips[True]]
-        first: dict[bool, list[list[float]]] = {True: [], False: []}
+        first: dict[bool, list[np.ndarray]] = {True: [], False: []}
         before = []
         seconds = dict.fromkeys(("gradient", "product", "measured"), 0.0)
         for page in random:
@@ -175,9 +175,9 @@ class Bench:
             for clip, factors in clips.items():
                 trials = [self._trial(pages, u, f, 1.0) for u, f in zip(sent.values(), factors, strict=True)]
                 began = time.thread_time()
-                products = [trial.dot(gradient) for trial in trials]
+                products = descents(gradient, trials)
                 seconds["product"] += (time.thread_time() - began) / len(random) / len(products) / 2
-                first[clip].append([product / losses.mean() for product in products])
+                first[clip].append(products / losses.mean())
         cells = []
         for clip, factors in clips.items():
             for share in self.scale.shares:
@@ -224,7 +224,7 @@ class Bench:
         rows = np.empty((len(trials), len(columns)))
         for column, page in enumerate(columns):
             losses, gradient = page_gradient(self.judge.model, page, dtype=DTYPE)
-            rows[:, column] = [trial.dot(gradient) / losses.mean() for trial in trials]
+            rows[:, column] = descents(gradient, trials) / losses.mean()
         return rows
 
 

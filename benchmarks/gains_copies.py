@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.gains_peers import Traits
 from protocol.gauntlet.evaluation import unique_work
 from protocol.gauntlet.resemblance import LEAST_CORRELATION, LEAST_Z, find_pairs, name_originals
-from protocol.sparseloco.aggregate import Trial, shared_positions
+from protocol.sparseloco.aggregate import Trial, descents, shared_positions
 from protocol.sparseloco.compress import SparseUpdate
 
 ALIKE = 0.3
@@ -195,9 +195,9 @@ def _honest(tally: Tally, way: str, pairs: set[tuple[int, int]], peers: int) -> 
         tally.add(HONEST_LAST, way, peers * (peers - 1), others)
 
 
-def _products(update: SparseUpdate, updates: Sequence[SparseUpdate]) -> list[float]:
+def _products(update: SparseUpdate, updates: Sequence[SparseUpdate]) -> np.ndarray:
     dense = np.zeros(update.plan.elements, np.float32)
     indices, values = update.entries()
     dense[indices] = values
     whole = np.ones(len(update.norms), np.float32)
-    return [Trial(other, whole, np.float32(1)).dot(dense) for other in updates]
+    return descents(dense, [Trial(other, whole, np.float32(1)) for other in updates])

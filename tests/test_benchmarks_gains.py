@@ -126,7 +126,8 @@ def test_each_way_names_the_original_where_it_can() -> None:
     owners = np.array([slot for slot in range(PEERS + 1) for _ in range(12)] + [-1] * 24)
     draw = np.random.default_rng(1)
     honest = _rows(draw, owners)
-    noise = 0.3 * draw.standard_normal((2, len(owners)))
+    noise = 0.3 * draw.standard_normal((3, len(owners)))
+    honest[PEERS] = honest[0] + noise[2]  # what an honest peer could not send then, it sends now: no accusation
     found = _look(
         [
             (Traits("now", 2), honest[2] + noise[0]),
