@@ -404,17 +404,26 @@ def print_table(entry: dict[str, Any]) -> None:
             f"{_range(cell[name]):>{width}}" for name, width in (("all", 24), ("honest", 24), ("bias", 26))
         )
         print(f"{cell['clip']!s:<6}{cell['c']:>4}{columns}")
-    print(f"\n{'clip':<6}{'c':>4}  {'cheat':<26}{'first-order %':>14}{'measured %':>12}{'places':>12}")
-    for cell in entry["cheats"]:
-        print(
-            f"{cell['clip']!s:<6}{cell['c']:>4}  {cell['cheat']:<26}{100 * cell['first_order']:>14.3f}"
-            f"{100 * cell['measured']:>12.3f}{cell['places'][0]:>6g}{cell['places'][1]:>6g}"
-            f"{'  fooled' if cell['fools'] else ''}"
-        )
+    _print_cheats(entry["cheats"])
     for pages, kinds in entry["resemblance"].items():
-        print(f"\n{pages + ': share named, %':<40}" + "".join(f"{way:>21}" for way in WAYS))
+        print(f"\n{pages + ': share named, %':<40}" + "".join(f"{way:>20}" for way in WAYS))
         for kind, ways in kinds.items():
-            print(f"{kind:<40}" + "".join(f"{100 * ways[way]:>21.2f}" if way in ways else " " * 21 for way in WAYS))
+            print(f"{kind:<40}" + "".join(f"{100 * ways[way]:>20.2f}" if way in ways else " " * 20 for way in WAYS))
+
+
+def _print_cheats(cells: Sequence[dict[str, Any]]) -> None:
+    """A line for each cheat; a column for each clip and c, with both places and a star where it fools."""
+    columns = list(dict.fromkeys((cell["clip"], cell["c"]) for cell in cells))
+    found = {(cell["cheat"], cell["clip"], cell["c"]): cell for cell in cells}
+    titles = "".join(f"{f'c {c}' + ('' if clip else ', no clip'):>16}" for clip, c in columns)
+    print(f"\n{'place by first-order/measured, * fooled':<40}{titles}")
+    for cheat in dict.fromkeys(cell["cheat"] for cell in cells):
+        line = ""
+        for clip, c in columns:
+            cell = found[cheat, clip, c]
+            first, measured = cell["places"]
+            line += f"{f'{first:g}/{measured:g}' + ('*' if cell['fools'] else ' '):>16}"
+        print(f"{cheat:<40}{line}")
 
 
 def _range(quartiles: Sequence[float]) -> str:
