@@ -37,8 +37,9 @@ from storage.transfer import Limits, Reach, Transport
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What a model may compute in, by the name in the settings."""
 
-_PEERS = Limits(connections=512)
-"""More than there are peers: silent ones, each of which holds a connection, must not make the others wait."""
+_PEERS = Limits(connections=512, connections_per_host=512)
+"""Twice as many as there are slots, each of whose holders can keep one: silent ones must not make others wait, not even
+those whose buckets are on the same host."""
 
 _PREDECESSOR_SECONDS = 5.0
 """How long a new process waits for an ending one of the same neuron: longer than that takes to end."""

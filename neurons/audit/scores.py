@@ -14,6 +14,7 @@ from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Judgement, Receipts, Standing
 from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import select
+from protocol.gauntlet.slots import seats
 from protocol.gauntlet.verdict import Findings, Outcome, close_window, standing_of
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
@@ -92,10 +93,10 @@ def compare_lists(book: Scorebook, manifest: Manifest, run: Run, report: WindowR
     for name, said, found in zip(
         ("gather", "reserve"), (manifest.gather, manifest.reserve), select(book, run), strict=True
     ):
-        if said != found:
+        if said != seats(book, found):
             report.fault(
-                f"the manifest's {name} list is {list(said)}, the receipts of its signer {short(manifest.signer)} give "
-                f"{list(found)}"
+                f"the manifest's {name} list is {[seat.uid for seat in said]}, the receipts of its signer "
+                f"{short(manifest.signer)} give {list(found)}, of {[short(seat.hotkey) for seat in seats(book, found)]}"
             )
 
 
@@ -130,13 +131,14 @@ def judgement_differences(
             continue
         for name in Judgement.model_fields:
             if pair := _pair(receipt.judgement, made, name):
-                yield _difference(receipts, receipt.uid, name, *pair, _tolerance(name, run))
+                tolerance = _tolerance(name, run.gauntlet.own_pages, len(receipts.random_pages))
+                yield _difference(receipts, receipt.uid, name, *pair, tolerance)
 
 
-def _tolerance(name: str, run: Run) -> float:
+def _tolerance(name: str, own_pages: int, random_pages: int) -> float:
     if name == "unique_work":
         # A share of pairs of pages: two of them may turn.
-        mine, random = (-(-2 * count // 3) for count in (run.gauntlet.own_pages, run.gauntlet.random_pages))
+        mine, random = (-(-2 * count // 3) for count in (own_pages, random_pages))
         return 4.0 / (mine * random)
     return next((value for part, value in TOLERANCES.items() if part in name), 0.0)
 

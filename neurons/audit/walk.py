@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neurons.audit.replica import Replica
+from neurons.audit.replica import Place, Replica
 from neurons.audit.report import Report, WindowReport
 from neurons.audit.scores import (
     compare_judgements,
@@ -25,14 +25,17 @@ from neurons.errors import NotJudged
 from neurons.judge import Judge
 from neurons.leaderboard.words import short
 from neurons.onlooker import Onlooker
+from neurons.pace import Budget
 from protocol.assignment import Assignment
 from protocol.errors import ChainError, ChainUnreachable, DocumentError, LedgerError
 from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.history import book_before, events_of
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook, update
+from protocol.gauntlet.slots import remaining
 from protocol.gauntlet.verdict import Findings
 from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, check_contributions, check_manifest
+from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.payload import Payload
 from protocol.window import deadlines, window_of
 from storage.dataset import Dataset
@@ -169,7 +172,9 @@ class _Walk:
                 )
         return found
 
-    async def _state(self, number: int, manifest: Manifest, checkpoints: list, report: WindowReport) -> None:
+    async def _state(
+        self, number: int, manifest: Manifest, checkpoints: Sequence[tuple[int, Place]], report: WindowReport
+    ) -> None:
         """θ at the start of the window: replayed until here, or else from a checkpoint that this manifest names."""
         if self.replica.state is not None:
             return
@@ -229,18 +234,17 @@ class _Walk:
         return None
 
     def _book(self, validator: _Validator, receipts: Receipts) -> Scorebook:
-        """The scorebook before `receipts`: followed until here, or begun with what they say of it."""
+        """The scorebook before `receipts`: followed until here, or begun with what they say of it; without those who
+        have left their slots."""
         if validator.book is None:
             validator.book = book_before(receipts, self.run)
             validator.is_whole = receipts.window == self.run.time.first_window
-        return validator.book
+        return remaining(validator.book, receipts.departed)
 
     async def _scores(
         self, number: int, manifest: Manifest, payloads: list[Payload] | None, report: WindowReport, is_open: bool
     ) -> None:
         for validator in self.validators:
-            if validator.source.hotkey == manifest.signer and validator.book is not None and validator.is_whole:
-                compare_lists(validator.book, manifest, self.run, report)
             receipts = await self._receipts(validator, number, report)
             if receipts is None:
                 if validator.source.hotkey == manifest.signer and not is_open:
@@ -248,6 +252,8 @@ class _Walk:
                 continue
             compare_with_manifest(receipts, manifest, report)
             book = self._book(validator, receipts)
+            if validator.source.hotkey == manifest.signer and validator.is_whole:
+                compare_lists(book, manifest, self.run, report)
             if payloads is not None:
                 await self._judge(validator, book, receipts, manifest, payloads, report)
             else:
@@ -294,9 +300,15 @@ class _Walk:
         await self._held_out(validator, receipts, report)
 
     def _evaluate(
-        self, precision: str, receipts: Receipts, updates: dict, random: list, own: dict
+        self,
+        precision: str,
+        receipts: Receipts,
+        updates: dict[int, SparseUpdate],
+        random: list[np.ndarray],
+        own: dict[int, list[np.ndarray]],
     ) -> dict[int, Findings]:
-        return self._judge_in(precision).evaluate(receipts.window, updates, tuple(own), random, own, lambda: False)
+        judge, budget = self._judge_in(precision), Budget.unlimited()
+        return judge.evaluate(receipts.window, updates, tuple(own), random, own, budget, at_once=len(random))
 
     def _judge_in(self, precision: str) -> Judge:
         assert self.replica.state is not None
@@ -309,13 +321,15 @@ class _Walk:
         found = judgement_differences(book, receipts, findings, contributed, self.run)
         return float(np.median([each.size for each in found if "loss" in each.kind]))
 
-    async def _pages(self, receipts: Receipts, report: WindowReport) -> tuple[list, dict[int, list]]:
+    async def _pages(
+        self, receipts: Receipts, report: WindowReport
+    ) -> tuple[list[np.ndarray], dict[int, list[np.ndarray]]]:
         """The random pages, and the own pages of everyone who was measured."""
         assert self.dataset is not None
         window, chain = deadlines(receipts.window, self.run.time), self.look.chain
         start, judge = await chain.block(window.start_block), await chain.block(window.key_block)
         assignment = Assignment(self.run, start.hash, self.dataset.index.pages)
-        drawn = assignment.scored_random(judge.hash)
+        drawn = assignment.scored_random(judge.hash)[: len(receipts.random_pages)]
         if receipts.random_pages != drawn:
             report.fault(
                 f"validator {short(receipts.signer)} judged on random pages {list(receipts.random_pages)}, the block's "
@@ -325,7 +339,7 @@ class _Walk:
         own = {uid: await self._read(assignment.scored_own(uid, judge.hash)) for uid in measured}
         return await self._read(drawn), own
 
-    async def _read(self, numbers: tuple[int, ...]) -> list:
+    async def _read(self, numbers: tuple[int, ...]) -> list[np.ndarray]:
         assert self.dataset is not None
         return list(await asyncio.gather(*(self.dataset.read_page(number) for number in numbers)))
 

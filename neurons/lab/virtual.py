@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,6 @@ COLDKEY = "//coldkey"
 _CORPUS_FILES = 80
 
 _Result = TypeVar("_Result")
-VOCABULARY = 512
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -66,11 +66,13 @@ class _VirtualSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock only moves when nothing else can."""
+    """An event loop whose clock only moves when nothing else can. One thread does what its tasks leave to threads: a
+    scenario keeps one core busy, and what happens at the same time happens in the order in which it was asked for."""
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
+        self.set_default_executor(ThreadPoolExecutor(1))
 
     def time(self) -> float:
         return self._virtual.now
@@ -80,6 +82,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._finished)
         return future
+
+    def work(self, seconds: float) -> None:
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there."""
+        asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
+
+    async def _pass(self, seconds: float) -> None:
+        self._virtual.working -= 1
+        await asyncio.sleep(seconds)
+        self._virtual.working += 1
 
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1
@@ -126,7 +137,8 @@ def tiny_table() -> dict[str, Any]:
 @dataclass
 class Simulation:
     """A network in a folder: validators are the members that have a stake, first of all. `seed` fixes the first state
-    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one."""
+    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one;
+    for `immunity_blocks` nobody loses its slot to a newcomer."""
 
     folder: Path
     corpus: Corpus
@@ -134,6 +146,7 @@ class Simulation:
     stakes: tuple[float, ...] = (1000.0,)
     seed: int = 0
     coldkeys: Mapping[str, str] = field(default_factory=dict)
+    immunity_blocks: int = 1000
     nodes: dict[str, Node] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -167,7 +180,7 @@ class Simulation:
             validator_min_stake=1.0,
             weights_rate_limit_blocks=1,
             commitment_rate_limit_blocks=1,
-            immunity_blocks=1000,
+            immunity_blocks=self.immunity_blocks,
             registration_cost=0.0,
             emission_per_block=1.0,
             max_registrations_per_block=64,

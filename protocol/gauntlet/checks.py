@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,17 +103,22 @@ def find_outsized(updates: Mapping[int, SparseUpdate], limit: float) -> dict[int
 
 
 def find_copies(
-    payloads: Mapping[int, Payload], past_bodies: frozenset[str], past: Sequence[SparseUpdate], limit: float
+    payloads: Mapping[int, Payload],
+    past_bodies: frozenset[str],
+    past: Sequence[SparseUpdate],
+    limit: float,
+    applied: Collection[int] = (),
 ) -> dict[int, Rejected]:
     """Which of this window's payloads (by uid) repeat another one.
 
-    A payload whose records equal those of an earlier window, or of a lower uid in this one, is a `duplicate`;
-    one that shares more than `limit` of its positions with one of them is an `overlap`. Nobody can have read a
-    sealed payload, so two equal ones in a window have one owner, and keeping the lowest uid pays that owner once.
+    A payload whose records equal those of an earlier window, or of one before it in this one, is a `duplicate`;
+    one that shares more than `limit` of its positions with one of them is an `overlap`. Those that are `applied`
+    already come first, then lower uids. Nobody can have read a sealed payload, so two equal ones in a window have one
+    owner, and keeping one of them pays that owner once.
     """
     found: dict[int, Rejected] = {}
     kept: list[int] = []
-    uids = sorted(payloads)
+    uids = sorted(payloads, key=lambda uid: (uid not in applied, uid))
     rows = {uid: row for row, uid in enumerate(uids)}
     shared = shared_positions([payloads[uid].update for uid in uids], past)
     earlier = list(range(len(uids), len(uids) + len(past)))

@@ -93,7 +93,8 @@ class Receipt(Document):
 
 
 class Receipts(SignedDocument):
-    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest."""
+    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest;
+    `departed` are the slots whose record was dropped before this window, because their hotkey has left them."""
 
     run_digest: Digest
     window: WindowNumber
@@ -101,6 +102,7 @@ class Receipts(SignedDocument):
     held_out_loss_after: float
     random_pages: tuple[int, ...]
     scorebook_digest: Digest
+    departed: tuple[Uid, ...] = ()
     receipts: tuple[Receipt, ...]
 
     def of(self, uid: int) -> Receipt | None:

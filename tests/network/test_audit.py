@@ -15,6 +15,7 @@ from neurons import cli
 from neurons.audit.report import EXIT_DIFFERENCE, Report
 from neurons.audit.walk import audit
 from neurons.errors import NotJudged
+from neurons.validator import Validator
 from protocol.gauntlet.receipts import Receipts
 from protocol.ledger.manifest import Manifest
 from tests.network.conftest import Played
@@ -224,6 +225,31 @@ def test_a_mirror_that_holds_other_bytes_is_a_fault_and_a_miners_own_bucket_is_n
         assert any("lies another payload" in gap.words for gap in report.gaps) != is_fault
         assert all(window.root_checked for window in report.windows)  # the other copy serves
         path.write_bytes(true)
+
+
+def test_every_validator_is_audited_and_two_manifests_of_one_window_are_named(
+    network: Any, virtual: Any, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    async def scenario() -> tuple[Report, Report]:
+        async with await network(["v", "w", "a", "b", "c"], table=quick, stakes=(1000.0, 500.0)) as net:
+            net.start("v", Validator)
+            net.start("w", Validator)
+            for name in "abc":
+                net.start(name)
+            await net.windows(3)
+            await net.blocks(3)
+            honest = await audit(net.onlooker(), None, 2, True, tmp_path, lambda _: None)
+            other = (await net.manifest(1)).model_copy(update={"alpha": 0.5})
+            key = net.keys.manifest(1)
+            await net.bucket("w").put(key, other.signed(net.keypairs["v"]).canonical())
+            return honest, await audit(net.onlooker(), None, 2, False, tmp_path, lambda _: None)
+
+    honest, forked = virtual(scenario())
+    assert (honest.exit_code, honest.gaps) == (0, ())
+    assert sum(window.judgements for window in honest.windows) == 2 * 3 * 3  # both validators judged all three
+    assert len(honest.precisions) == 2
+    assert forked.exit_code == EXIT_DIFFERENCE
+    assert any("window 1: the same validator signed two manifests" in words for words in forked.sentences())
 
 
 # --- what is gone -----------------------------------------------------------------------------------------

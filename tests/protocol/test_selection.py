@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from protocol.gauntlet.scorebook import PeerRecord, Scorebook
 from protocol.gauntlet.selection import contributors, sample, select
+from protocol.ledger.manifest import Seat
 from protocol.run import Run
 
-HOTKEY = Keypair.create_from_uri("//Alice").ss58_address
+HOTKEY, OTHER = (Keypair.create_from_uri(uri).ss58_address for uri in ("//Alice", "//Bob"))
 
 
 def record(uid: int, mu: float = 40.0, **fields: Any) -> PeerRecord:
@@ -43,7 +44,7 @@ def test_equal_scores_go_by_rating_and_then_by_the_lowest_uid(small: Run) -> Non
 
 @pytest.mark.parametrize(
     "unfit",
-    [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}],
+    [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"unique_work": 0.09, "unique_work_error": 0.1}],
     ids=str,
 )
 def test_the_unfit_are_not_listed(small: Run, unfit: dict[str, Any]) -> None:
@@ -59,7 +60,7 @@ def test_who_lowers_the_loss_more_often_than_it_raises_it_is_listed_whatever_its
 
 
 def test_who_helps_but_copies_or_left_is_not_listed(small: Run) -> None:
-    for fault in ({"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}):
+    for fault in ({"absent": 4}, {"unique_work": 0.09, "unique_work_error": 0.1}):
         assert select(book(record(0, 40, signs=(1, 1), **fault)), small) == ((), ())
 
 
@@ -67,20 +68,30 @@ def test_an_empty_book_lists_nobody(small: Run) -> None:
     assert select(book(), small) == ((), ())
 
 
+def seated(*uids: int, hotkey: str = HOTKEY) -> tuple[Seat, ...]:
+    return tuple(Seat(uid=uid, hotkey=hotkey) for uid in uids)
+
+
 def test_reserves_step_in_for_missing_gather_peers_in_their_order(run: Run) -> None:
-    assert contributors((5, 1, 3), (9, 2, 7), {1, 3, 5, 2, 7, 9}, run) == (1, 3, 5)
-    assert contributors((5, 1, 3), (9, 2, 7), {1, 3, 2, 7}, run) == (1, 2, 3)
-    assert contributors((5, 1, 3), (9, 2, 7), {1, 2, 7}, run) == (1, 2, 7)
-    assert contributors((5, 1, 3), (9, 2, 7), set(), run) == ()
+    gather, reserve = seated(5, 1, 3), seated(9, 2, 7)
+    assert contributors(gather, reserve, seated(1, 3, 5, 2, 7, 9), run) == (1, 3, 5)
+    assert contributors(gather, reserve, seated(1, 3, 2, 7), run) == (1, 2, 3)
+    assert contributors(gather, reserve, seated(1, 2, 7), run) == (1, 2, 7)
+    assert contributors(gather, reserve, (), run) == ()
 
 
 def test_a_stranger_does_not_contribute_once_there_is_a_list(run: Run) -> None:
-    assert contributors((5,), (), {1, 2, 5}, run) == (5,)
-    assert contributors((5,), (), {1, 2}, run) == ()
+    assert contributors(seated(5), (), seated(1, 2, 5), run) == (5,)
+    assert contributors(seated(5), (), seated(1, 2), run) == ()
+
+
+def test_the_next_holder_of_a_slot_does_not_stand_in_for_the_last_one(run: Run) -> None:
+    newcomer = seated(5, 2, hotkey=OTHER)
+    assert contributors(seated(5, 1), seated(2, 7), (*newcomer, *seated(1, 7)), run) == (1, 7)
 
 
 def test_without_a_list_all_valid_peers_contribute_up_to_the_size_of_one(small: Run) -> None:
-    assert contributors((), (), {9, 4, 7}, small) == (4, 7)
+    assert contributors((), (), seated(9, 4, 7), small) == (4, 7)
 
 
 HASH = b"\x01" * 32
@@ -124,6 +135,13 @@ def test_newcomers_have_half_of_the_turns_that_are_not_the_lists(make_run: Calla
 def test_a_hotkey_that_took_over_a_slot_is_a_newcomer(small: Run) -> None:
     old = [record(uid, last_measured=uid) for uid in range(6)]
     assert sample([*old, PeerRecord(uid=9, hotkey=HOTKEY)], (0, 1), HASH, small)[0] == 9
+
+
+def test_whose_first_order_gain_promised_too_much_is_measured_again_after_the_newcomers(small: Run) -> None:
+    old = [record(uid, last_measured=3, overstates=uid == 4) for uid in range(6)]
+    for window in range(20):
+        assert sample(old, (), others(window), small)[0] == 4
+        assert sample([*old, record(9)], (), others(window), small)[0] == 9
 
 
 def test_the_hash_draws_a_band_of_ratings(make_run: Callable[..., Run]) -> None:

@@ -1,0 +1,172 @@
+"""A validator that ends in the middle of a window: what the next process of it makes of that window."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from neurons.adversaries.thieves import JitteredCopy
+from neurons.adversaries.timing import NoReveal
+from neurons.collecting import Round
+from neurons.validator import Validator
+from protocol.errors import Reason
+from protocol.gauntlet.scorebook import Scorebook
+from protocol.gauntlet.verdict import Verdict
+from protocol.ledger.manifest import Manifest
+from protocol.window import Window, deadlines
+
+DIES_IN = 2
+WINDOWS = 4
+
+
+class Mortal(Validator):
+    """Its process ends in window `DIES_IN`, after the step of this name."""
+
+    last_step = ""
+    dead = False
+
+    async def snapshot(self, window: Window) -> Round:
+        found = await super().snapshot(window)
+        await self._live_on("snapshot", window.number)
+        return found
+
+    async def collect(self, window: Window, found: Round) -> None:
+        await super().collect(window, found)
+        await self._live_on("collect", window.number)
+
+    async def agree(self, window: Window, found: Round) -> Manifest:
+        manifest = await super().agree(window, found)
+        await self._live_on("agree", window.number)
+        return manifest
+
+    async def _look_for_late_seals(self, window: Window, found: Round) -> None:
+        await super()._look_for_late_seals(window, found)
+        await self._live_on("judge", window.number)
+
+    async def publish(
+        self, window: Window, found: Round, verdict: Verdict, held_out_before: float, held_out_after: float
+    ) -> None:
+        await super().publish(window, found, verdict, held_out_before, held_out_after)
+        await self._live_on("publish", window.number)
+
+    async def pay(self, number: int, book: Scorebook) -> None:
+        await super().pay(number, book)
+        await self._live_on("pay", number)
+
+    async def _live_on(self, step: str, number: int) -> None:
+        if (step, number) == (self.last_step, DIES_IN):
+            self.dead = True
+            await asyncio.sleep(1e9)
+
+
+async def play(net: Any, last_step: str) -> tuple[list[str], list[int]]:
+    """Digest of the scorebook after each window, and the blocks in which weights were set, of a network whose validator
+    ends after this step and is started again a block later."""
+    mortal = net.start("v", Mortal)
+    mortal.last_step = last_step
+    for name in "ab":
+        net.start(name)
+    net.start("silent", NoReveal)
+    net.start("thief", JitteredCopy).moved_share = 0.1
+    paid = set()
+    target = WINDOWS * net.run.time.window_blocks + 8
+    while (await net.chain.head()).number < target:
+        await net.blocks(1)
+        paid |= {n.last_update // net.run.time.window_blocks for n in await net.chain.neurons() if n.uid == 0}
+        if mortal.dead:
+            mortal.dead = False
+            await net.stop("v")
+            net.start("v", Validator)
+    judged = [await net.receipts(window) for window in range(WINDOWS)]
+    assert {r.of(3).reason for r in judged} == {Reason.NO_REVEAL}
+    assert {r.of(4) and r.of(4).reason for r in judged[1:]} == {Reason.OVERLAP}, "the last window is not forgotten"
+    return [r.scorebook_digest for r in judged], sorted(paid)
+
+
+@pytest.fixture
+def plain(quick: dict[str, Any]) -> dict[str, Any]:
+    """Constants with which somebody is paid from the first window on, whatever chance says."""
+    quick["gauntlet"] |= {"unique_work_errors": 0.0}
+    return quick
+
+
+@pytest.mark.parametrize("last_step", ["snapshot", "collect", "agree", "judge", "publish", "pay"])
+def test_a_restart_in_the_middle_of_a_window_changes_no_score_and_no_pay(
+    network, virtual, plain, last_step: str
+) -> None:
+    async def scenario(step: str) -> tuple[list[str], list[int]]:
+        async with await network(["v", "a", "b", "silent", "thief"], table=dict(plain)) as net:
+            return await play(net, step)
+
+    if last_step not in _UNDISTURBED:
+        _UNDISTURBED[last_step] = virtual(scenario("never"))
+    assert virtual(scenario(last_step)) == _UNDISTURBED[last_step]
+
+
+_UNDISTURBED: dict[str, Any] = {}
+
+
+def test_who_missed_the_snapshot_judges_nobody_and_costs_nobody_anything(network, virtual, quick) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "a", "b"], table=quick) as net:
+            net.start("v", Validator)
+            for name in "ab":
+                net.start(name)
+            await net.windows(2)
+            before = net.nodes["v"].memory.book
+            await net.stop("v")
+            key_block = deadlines(2, net.run.time).key_block
+            while (await net.chain.head()).number < key_block:
+                await net.blocks(1)
+            net.start("v", Validator)
+            await net.windows(1)
+            blind = await net.receipts(2)
+            assert blind.receipts == ()
+            assert net.nodes["v"].memory.book.peers == before.peers
+            assert (await net.manifest(2)).contributions == ()
+            await net.windows(2)
+            assert [(await net.receipts(4)).of(uid).reason for uid in (1, 2)] == [None, None]
+
+    virtual(scenario())
+
+
+def test_a_leader_that_saw_nothing_lets_the_next_one_lead(network, virtual, quick) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "w", "a", "b"], stakes=(1000.0, 500.0), table=quick) as net:
+            for name in "vw":
+                net.start(name, Validator)
+            for name in "ab":
+                net.start(name)
+            await net.windows(2)
+            await net.stop("v")
+            key_block = deadlines(2, net.run.time).key_block
+            while (await net.chain.head()).number < key_block:
+                await net.blocks(1)
+            net.start("v", Validator)
+            await net.windows(1)
+            manifest = await net.manifest(2)
+            assert manifest.signer == net.nodes["w"].hotkey
+            assert [c.uid for c in manifest.contributions] == [2, 3]
+            assert manifest == await net.manifest(2, "w")
+
+    virtual(scenario())
+
+
+def test_a_leader_that_saw_nothing_leads_if_nobody_else_does(network, virtual, quick) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "w", "a"], stakes=(1000.0, 500.0), table=quick) as net:
+            net.start("v", Validator)  # the other validator never runs
+            net.start("a")
+            await net.windows(1)
+            await net.stop("v")
+            key_block = deadlines(1, net.run.time).key_block
+            while (await net.chain.head()).number < key_block:
+                await net.blocks(1)
+            net.start("v", Validator)
+            await net.windows(4)
+            assert (await net.manifest(1)).contributions == ()
+            assert (await net.manifest(net.nodes["v"].state.window - 1)).contributions
+
+    virtual(scenario())
