@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from neurons.collecting import Round
 from neurons.errors import ConfigError
 from neurons.lab import report
 from neurons.lab.attacks import attack
 from neurons.lab.report import QUICK, lab
 from neurons.lab.scenario import Played, Setting, play
 from neurons.lab.virtual import Corpus, small_corpus
-from neurons.rounds import Round
 from protocol.gauntlet.evaluation import Gain, UniqueWork
 
 MOST_PAY = 0.05
