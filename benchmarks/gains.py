@@ -65,7 +65,7 @@ class Scale:
             table[name] |= changes
         # The draw of a page depends on the run, so all sets are the beginnings of one draw.
         own, random = (max(counts) for counts in zip(*self.page_sets, strict=True))
-        table["gauntlet"] |= {"own_pages": own, "random_pages": random}
+        table["gauntlet"] |= {"own_pages": own, "random_pages": random, "random_pages_most": random}
         return run_from_table(table)
 
     def stretch(self, window: int) -> str | None:
