@@ -329,8 +329,11 @@ def lab(
         int | None, typer.Option(min=3, help="Miners, the attackers among them.", show_default="12, quick: 4")
     ] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Windows.", show_default="40, quick: 8")] = None,
-    attackers: Annotated[
-        int | None, typer.Option(min=1, help="Hotkeys that attack.", show_default="what the attack needs")
+    mix: Annotated[
+        str | None, typer.Option(help="Play mixtures of cheats too: their shares among the miners, like 0.1,0.4.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Scenarios at a time, a core each.", show_default="all cores")
     ] = None,
     out: Annotated[Path, typer.Option(help="Results so far; what is in it is not played again.")] = _LAB_FILE,
     as_json: Json = False,
@@ -340,12 +343,13 @@ def lab(
     from dataclasses import asdict
 
     from neurons.lab.report import lab as run_lab
-    from neurons.lab.report import table_of
+    from neurons.lab.report import plan, shares_of, table_of
     from neurons.lab.scenario import Setting
 
     logging.basicConfig(level=logging.CRITICAL)  # attackers are told what became of them in every window
     setting = Setting(miners or (4 if quick else 12), windows or (8 if quick else 40), quick)
-    rows = run_lab(attacks or (), setting, attackers, seeds, out, Console(stderr=True))
+    plans = plan(attacks or (), shares_of(mix or ""), setting, seeds)
+    rows = run_lab(plans, setting, jobs or os.cpu_count() or 1, out, Console(stderr=True))
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from neurons.collecting import Round
 from neurons.journal import Journal, read_journal, write_document, write_journal
 from neurons.judge import Judge
 from neurons.node import Node, Parts
+from neurons.pace import Budget, Pace, tempered
 from neurons.rounds import Peer
 from protocol.errors import ChainError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies, find_outsized
@@ -61,8 +62,10 @@ class Validator(Node):
         self.journal = read_journal(parts.folder, self.run.digest())
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
-        self.closing_seconds = self.chain.block_seconds
-        """What came after judging in the last window took this long."""
+        self.pace = Pace()
+        """How fast this machine judged in earlier windows."""
+        self.closing_seconds: float | None = None
+        """How long what comes after judging is expected to take; None before the first window is over."""
 
     async def window(self, number: int) -> None:
         """Take part in window `number`, from the snapshot of its seals to the weights on chain."""
@@ -81,10 +84,10 @@ class Validator(Node):
         await self.apply(manifest)
         self.held_out_loss = None
         held_out_after = await self.measure_held_out()
-        await self.publish(window, found, verdict, held_out_before, held_out_after)
+        await self.publish(window, found, verdict, findings, held_out_before, held_out_after)
         await self.pay(number, verdict.book)
         await self.tidy(number)
-        self.closing_seconds = asyncio.get_running_loop().time() - judged
+        self.closing_seconds = tempered(self.closing_seconds, asyncio.get_running_loop().time() - judged)
 
     async def join(self) -> None:
         """As for every node; then makes up for what a process before this one had left to do."""
@@ -202,7 +205,8 @@ class Validator(Node):
         return manifest
 
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
-        """Evaluate the payloads of this window on θ_W while the next window trains, until that closes."""
+        """Evaluate the payloads of this window on θ_W while the next window trains, until that closes. How many peers
+        are measured, and on how many pages, is as this machine manages."""
         await self._poll(found, window, set(found.entries))
         await found.end_reading()
         await self.adopt(found, manifest)
@@ -220,15 +224,22 @@ class Validator(Node):
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}
+        end = self.judging_end(window)
+        clock = asyncio.get_running_loop().time
+        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
         late = asyncio.create_task(self._look_for_late_seals(window, found))
         try:
-            async with stop_at(self.chain, self.judging_end(window)) as out_of_time:
+            async with stop_at(self.chain, end) as over:
+                budget = Budget(clock, clock() + seconds_left, over, self.pace)
                 findings = await asyncio.to_thread(
-                    self._judge().evaluate, window.number, updates, measured, random_pages, own_pages, out_of_time
+                    self._judge().evaluate,
+                    *(window.number, updates, measured, random_pages, own_pages, budget),
+                    at_once=self.run.gauntlet.random_pages,
                 )
             await late
         finally:
             late.cancel()
+        self.pace = self.pace.after(budget.seen)
         return findings
 
     async def adopt(self, found: Round, manifest: Manifest) -> None:
@@ -251,18 +262,25 @@ class Validator(Node):
         return verdict
 
     async def publish(
-        self, window: Window, found: Round, verdict: Verdict, held_out_before: float, held_out_after: float
+        self,
+        window: Window,
+        found: Round,
+        verdict: Verdict,
+        findings: Mapping[int, Findings],
+        held_out_before: float,
+        held_out_after: float,
     ) -> None:
         """Publish the receipts, and keep the own state."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
+        pages = next((found.pages for found in findings.values()), 0)
         receipts = Receipts(
             signer=self.hotkey,
             run_digest=self.run.digest(),
             window=window.number,
             held_out_loss_before=held_out_before,
             held_out_loss_after=held_out_after,
-            random_pages=(await self.assignment(window)).scored_random(judge_hash),
+            random_pages=(await self.assignment(window)).scored_random(judge_hash)[:pages],
             scorebook_digest=verdict.book.digest(),
             departed=found.departed,
             receipts=verdict.receipts,
@@ -304,8 +322,11 @@ class Validator(Node):
         await write_checkpoint(self.parts.bucket, self.keys, window=number, root=self.root(), tensors=tensors)
 
     def judging_end(self, window: Window) -> int:
-        """The block at which judging `window` must end: early enough to be there for the next snapshot."""
+        """The block at which judging `window` must end: early enough to be there for the next snapshot. Who has not
+        closed a window yet does not know how long that takes, and leaves it half of the time there is."""
         close = deadlines(window.number + 1, self.run.time).close_block
+        if self.closing_seconds is None:
+            return close - (close - window.reveal_block) // 2
         return close - math.ceil(self.closing_seconds / self.chain.block_seconds)
 
     async def measure_held_out(self) -> float:

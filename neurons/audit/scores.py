@@ -131,13 +131,14 @@ def judgement_differences(
             continue
         for name in Judgement.model_fields:
             if pair := _pair(receipt.judgement, made, name):
-                yield _difference(receipts, receipt.uid, name, *pair, _tolerance(name, run))
+                tolerance = _tolerance(name, run.gauntlet.own_pages, len(receipts.random_pages))
+                yield _difference(receipts, receipt.uid, name, *pair, tolerance)
 
 
-def _tolerance(name: str, run: Run) -> float:
+def _tolerance(name: str, own_pages: int, random_pages: int) -> float:
     if name == "unique_work":
         # A share of pairs of pages: two of them may turn.
-        mine, random = (-(-2 * count // 3) for count in (run.gauntlet.own_pages, run.gauntlet.random_pages))
+        mine, random = (-(-2 * count // 3) for count in (own_pages, random_pages))
         return 4.0 / (mine * random)
     return next((value for part, value in TOLERANCES.items() if part in name), 0.0)
 

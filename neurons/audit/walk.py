@@ -25,6 +25,7 @@ from neurons.errors import NotJudged
 from neurons.judge import Judge
 from neurons.leaderboard.words import short
 from neurons.onlooker import Onlooker
+from neurons.pace import Budget
 from protocol.assignment import Assignment
 from protocol.errors import ChainError, ChainUnreachable, DocumentError, LedgerError
 from protocol.gauntlet.evaluation import bounded_losses
@@ -306,7 +307,8 @@ class _Walk:
         random: list[np.ndarray],
         own: dict[int, list[np.ndarray]],
     ) -> dict[int, Findings]:
-        return self._judge_in(precision).evaluate(receipts.window, updates, tuple(own), random, own, lambda: False)
+        judge, budget = self._judge_in(precision), Budget.unlimited()
+        return judge.evaluate(receipts.window, updates, tuple(own), random, own, budget, at_once=len(random))
 
     def _judge_in(self, precision: str) -> Judge:
         assert self.replica.state is not None
@@ -327,7 +329,7 @@ class _Walk:
         window, chain = deadlines(receipts.window, self.run.time), self.look.chain
         start, judge = await chain.block(window.start_block), await chain.block(window.key_block)
         assignment = Assignment(self.run, start.hash, self.dataset.index.pages)
-        drawn = assignment.scored_random(judge.hash)
+        drawn = assignment.scored_random(judge.hash)[: len(receipts.random_pages)]
         if receipts.random_pages != drawn:
             report.fault(
                 f"validator {short(receipts.signer)} judged on random pages {list(receipts.random_pages)}, the block's "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,6 @@ COLDKEY = "//coldkey"
 _CORPUS_FILES = 80
 
 _Result = TypeVar("_Result")
-VOCABULARY = 512
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -66,11 +66,13 @@ class _VirtualSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock only moves when nothing else can."""
+    """An event loop whose clock only moves when nothing else can. One thread does what its tasks leave to threads: a
+    scenario keeps one core busy, and what happens at the same time happens in the order in which it was asked for."""
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
+        self.set_default_executor(ThreadPoolExecutor(1))
 
     def time(self) -> float:
         return self._virtual.now
@@ -80,6 +82,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._finished)
         return future
+
+    def work(self, seconds: float) -> None:
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there."""
+        asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
+
+    async def _pass(self, seconds: float) -> None:
+        self._virtual.working -= 1
+        await asyncio.sleep(seconds)
+        self._virtual.working += 1
 
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1

@@ -26,6 +26,9 @@ HEAT = 4
 """Players of a match. In a match of all the rating of each moves the less the more there are, and σ hardly falls: with
 twelve equals, half of them would be rated below 0 for tens of windows."""
 
+_DOUBTED = 0.5
+"""Unique work that one who trains on all of its pages does not fall below: honest means were 0.6 to 0.9."""
+
 NOISE_ERRORS = 2.0
 """A gain closer to zero than this many standard errors says neither that a peer helps nor that it harms."""
 
@@ -69,8 +72,9 @@ class PeerRecord(Document):
         return self.unique_work >= run.gauntlet.unique_work_errors * self.unique_work_error
 
     def is_doubted(self, run: Run) -> bool:
-        """Whether it had the time to show that it works alone, and did not."""
-        return self.judged >= run.gauntlet.unique_work_windows and not self.works_alone(run)
+        """Whether its unique work is not evident and hardly half of what there can be: not merely too early to tell."""
+        most = self.unique_work + run.gauntlet.unique_work_errors * self.unique_work_error
+        return not self.works_alone(run) and most < _DOUBTED
 
     def final(self, run: Run) -> float:
         """The score that is paid: max(0, rating) · max(0, unique work) · sync · standing, 0 when inactive or while its

@@ -41,11 +41,12 @@ def contributors(gather: Sequence[Seat], reserve: Sequence[Seat], valid: Collect
 def sample(valid: Sequence[PeerRecord], gather: Collection[int], judge_hash: bytes, run: Run) -> tuple[int, ...]:
     """Up to `gauntlet.sample` uids of `valid` to measure in this window, in the order in which to do it.
 
-    Every second turn is the gather list's; the others go to newcomers, who were never measured, and to a rating band
-    in turn. Peers that are not on the list are sorted by rating and cut into `BANDS` equal bands, of which `judge_hash`
-    draws one: nobody can know before the seals are in whom it will be, and everybody can check it afterwards. In each
-    queue those who have waited longest come first; with no newcomers left, or behind the band, come all the rest. Who
-    has waited longer of the first two begins, so that a machine that measures one peer a window reaches everybody.
+    Every second turn is the gather list's. The others go in turn to newcomers, who were never measured, and after them
+    to those whose first-order gain promised too much when they were; and to a rating band. Peers that are not on the
+    list are sorted by rating and cut into `BANDS` equal bands, of which `judge_hash` draws one: nobody can know before
+    the seals are in whom it will be, and everybody can check it afterwards. In each queue those who have waited longest
+    come first; behind newcomers and behind the band come all the rest. Who has waited longer of the first two begins,
+    so that a machine that measures one peer a window reaches everybody.
 
     If m ≥ 2 peers are measured in each window, each of n gather peers is measured within ⌈n / ⌊m/2⌋⌉ windows, and each
     of n newcomers within ⌈n / ⌈⌊m/2⌋/2⌉⌉ if no others come after them.
@@ -55,7 +56,8 @@ def sample(valid: Sequence[PeerRecord], gather: Collection[int], judge_hash: byt
     others = [r for r in waiting if r.uid not in gather]
     band = _band(others, judge_hash, run)
     rest = [*(r for r in others if r.uid in band), *(r for r in others if r.uid not in band)]
-    new_first = [*(r for r in others if r.last_measured < 0), *rest]
+    new = [r for r in others if r.last_measured < 0]
+    new_first = [*new, *(r for r in others if r.overstates), *rest]
     turns = [listed, new_first, listed, rest]
     if listed and others and new_first[0].last_measured < listed[0].last_measured:
         turns = [new_first, listed, rest, listed]

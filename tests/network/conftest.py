@@ -32,7 +32,7 @@ def quick_table() -> dict[str, Any]:
     """As `tiny_table`, with as little training and judging as there can be: for scenarios of many windows."""
     table = tiny_table()
     table["inner"] |= {"steps": 2, "warmup_steps": 0}
-    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "held_out_pages": 1}
+    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "random_pages_most": 2, "held_out_pages": 1}
     return table
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from neurons.collecting import Round
 from neurons.errors import ConfigError
 from neurons.lab import report
 from neurons.lab.attacks import attack
 from neurons.lab.report import QUICK, lab
 from neurons.lab.scenario import Played, Setting, play
 from neurons.lab.virtual import Corpus, small_corpus
+from neurons.rounds import Round
+from protocol.gauntlet.evaluation import Gain, UniqueWork
 
 MOST_PAY = 0.05
 QUICK_SETTING = Setting(miners=4, windows=8, quick=True)
@@ -67,8 +68,11 @@ def test_a_seal_after_the_snapshot_would_pay(text: Corpus, monkeypatch: pytest.M
 
 def test_harm_would_pay_if_nobody_looked_at_losses(text: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two defences, each of which is enough: the rank by gain, and unique work.
-    monkeypatch.setattr("protocol.gauntlet.verdict.rank_by_gain", lambda gains, errors: dict.fromkeys(gains, 0))
-    monkeypatch.setattr("neurons.judge.unique_work_of_all", lambda own, shared: dict.fromkeys(own, 1.0))
+    def equal(gains: Mapping[int, Gain], pages: int, errors: float) -> dict[int, tuple[int, ...]]:
+        return dict.fromkeys(gains, (0,) * pages)
+
+    monkeypatch.setattr("protocol.gauntlet.verdict.places_by_page", equal)
+    monkeypatch.setattr("neurons.judge.unique_work_of_all", lambda own, _: dict.fromkeys(own, UniqueWork(1.0, 0.1)))
     assert (played("sign-flip", text).pay or 0) > MOST_PAY
 
 

@@ -297,11 +297,13 @@ def test_unique_work_that_is_not_evident_is_not_paid(run: Run) -> None:
     assert record(unique_work=0.5, unique_work_error=0.51 / errors).final(run) == 0.0
 
 
-def test_who_had_no_time_to_show_unique_work_is_unpaid_but_not_doubted(run: Run) -> None:
-    span = run.gauntlet.unique_work_windows
-    assert not record(unique_work=0.0, unique_work_error=0.1, judged=span - 1).is_doubted(run)
-    assert record(unique_work=0.0, unique_work_error=0.1, judged=span).is_doubted(run)
-    assert not record(unique_work=0.5, unique_work_error=0.1, judged=span).is_doubted(run)
+def test_only_who_can_hardly_do_its_own_work_is_doubted(run: Run) -> None:
+    """Not yet evident is unpaid; a few more windows will tell."""
+    errors = run.gauntlet.unique_work_errors
+    for work, error, doubted in ((0.1, 0.41, False), (0.1, 0.39, True), (0.4, 0.39, False), (-1.0, 0.1, True)):
+        peer = record(unique_work=work, unique_work_error=error / errors)
+        assert (peer.final(run) > 0, peer.is_doubted(run)) == (work >= error, doubted)
+    assert not PeerRecord(uid=0, hotkey=HOTKEYS[0]).is_doubted(run)
 
 
 def test_an_inactive_peer_is_not_paid(run: Run) -> None:

@@ -44,7 +44,7 @@ def test_equal_scores_go_by_rating_and_then_by_the_lowest_uid(small: Run) -> Non
 
 @pytest.mark.parametrize(
     "unfit",
-    [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}],
+    [{"mu": 3.0}, {"mu": 1.0}, {"absent": 4}, {"unique_work": 0.09, "unique_work_error": 0.1}],
     ids=str,
 )
 def test_the_unfit_are_not_listed(small: Run, unfit: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_who_lowers_the_loss_more_often_than_it_raises_it_is_listed_whatever_its
 
 
 def test_who_helps_but_copies_or_left_is_not_listed(small: Run) -> None:
-    for fault in ({"absent": 4}, {"judged": 10, "unique_work": 0.09, "unique_work_error": 0.1}):
+    for fault in ({"absent": 4}, {"unique_work": 0.09, "unique_work_error": 0.1}):
         assert select(book(record(0, 40, signs=(1, 1), **fault)), small) == ((), ())
 
 
@@ -135,6 +135,13 @@ def test_newcomers_have_half_of_the_turns_that_are_not_the_lists(make_run: Calla
 def test_a_hotkey_that_took_over_a_slot_is_a_newcomer(small: Run) -> None:
     old = [record(uid, last_measured=uid) for uid in range(6)]
     assert sample([*old, PeerRecord(uid=9, hotkey=HOTKEY)], (0, 1), HASH, small)[0] == 9
+
+
+def test_whose_first_order_gain_promised_too_much_is_measured_again_after_the_newcomers(small: Run) -> None:
+    old = [record(uid, last_measured=3, overstates=uid == 4) for uid in range(6)]
+    for window in range(20):
+        assert sample(old, (), others(window), small)[0] == 4
+        assert sample([*old, record(9)], (), others(window), small)[0] == 9
 
 
 def test_the_hash_draws_a_band_of_ratings(make_run: Callable[..., Run]) -> None:
