@@ -8,30 +8,10 @@ import pytest
 from bittensor_core import Keypair
 
 from neurons.validator import Validator
-from protocol.gauntlet.scorebook import PeerRecord
 from protocol.window import deadlines
+from tests.network.praise import praise
 
 HEIR = "heir"
-
-
-def praise(net: Any, ratings: dict[str, float]) -> None:
-    """Let the validator think well of these members, as if they had worked for long."""
-    validator = net.nodes["v"]
-    peers = [
-        PeerRecord(
-            uid=net.nodes[name].uid,
-            hotkey=net.nodes[name].hotkey,
-            mu=rating,
-            sigma=0.5,
-            unique_work=0.9,
-            unique_work_error=0.001,
-            judged=50,
-            signs=(1,) * 8,
-        )
-        for name, rating in ratings.items()
-    ]
-    book = validator.memory.book.model_copy(update={"peers": tuple(peers)})
-    validator.memory = validator.memory.model_copy(update={"book": book})
 
 
 async def inherit(net: Any) -> None:

@@ -70,10 +70,10 @@ async def play(folder: Path, windows: int) -> dict[str, Any]:
             receipts = [await net.receipts(window) for window in range(windows)]
             last = net.nodes["v"].memory.book
     return {
-        "about": "What the validator of a run with cheats told its scorebook in each window: slots whose hotkey had left "
-        "them, then events; and the digest that its receipts name. Replay: an empty scorebook, and in each window first drop "
-        "the records of the departed. peers is what comes out; ratings go through exp and log, so another machine may "
-        "differ in the last digits, and then in digests.",
+        "about": "What the validator of a run with cheats told its scorebook in each window: slots whose hotkey has "
+        "left, then events; and the digest that its receipts name. Replay: an empty scorebook, in each window first "
+        "drop the records of the departed. peers is what comes out; ratings go through exp and log, so another machine "
+        "may differ in the last digits, and then in digests.",
         "run": net.run.model_dump(mode="json"),
         "windows": [
             {"window": r.window, "departed": r.departed, "events": told[r.window], "digest": r.scorebook_digest}
