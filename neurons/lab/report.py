@@ -18,7 +18,18 @@ from neurons.lab.rows import Row, row_of
 from neurons.lab.scenario import Cast, Setting
 from neurons.lab.virtual import small_corpus
 
-QUICK = ("zeros", "copy-last", "late-seal", "no-reveal", "not-canonical", "stale-1", "sign-flip")
+QUICK = (
+    "zeros",
+    "scale",
+    "sign-flip",
+    "copy-last",
+    "random-pool",
+    "unsynced",
+    "stale-1",
+    "late-seal",
+    "no-reveal",
+    "not-canonical",
+)
 """The attacks of `--quick`: such as are surely caught within a few windows."""
 
 MIXED = (
@@ -58,7 +69,7 @@ def plan(names: Sequence[str], shares: Sequence[float], setting: Setting, seeds:
     cheats. Raises `ConfigError`."""
     chosen = [attack(name) for name in names or (QUICK if setting.quick else ATTACKS)]
     plans = [Plan(role.name, (_cast_of(role, setting),) * seeds) for role in chosen]
-    mixtures = [Plan(f"mix-{100 * s:.0f}", tuple(_mixture(s, setting, n) for n in range(seeds))) for s in shares]
+    mixtures = [Plan(f"mix-{100 * s:.0f}", tuple(mixture(s, setting, n) for n in range(seeds))) for s in shares]
     return plans + mixtures
 
 
@@ -75,8 +86,8 @@ def _cast_of(role: Role, setting: Setting) -> Cast:
     return _checked(Cast(setting.miners - owners * role.hotkeys, (role.name,) * owners), setting)
 
 
-def _mixture(share: float, setting: Setting, seed: int) -> Cast:
-    """The cheats of a larger share are those of a smaller one and more."""
+def mixture(share: float, setting: Setting, seed: int) -> Cast:
+    """A network of which this share cheats. The cheats of a larger share are those of a smaller one and more."""
     count = round(min(share, 1.0) * setting.miners)
     if not 0 < count <= len(MIXED):
         raise ConfigError(f"--mix: a share of {share:g} of {setting.miners} miners are {count}; give 1 to {len(MIXED)}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from neurons.collecting import Round
 from neurons.judge import Judge
 from neurons.lab.virtual import VirtualTimeLoop
-from neurons.rounds import Round
 from neurons.validator import Validator
 from protocol.gauntlet.receipts import Receipts
 from protocol.window import Window, deadlines
@@ -39,10 +39,10 @@ class SlowValidator(Validator):
     collected: dict[int, int]
     slower_by = 0.0
 
-    async def collect(self, window: Window) -> Round:
+    async def snapshot(self, window: Window) -> Round:
         self.collected = getattr(self, "collected", {})
         self.collected[window.number] = (await self.chain.head()).number
-        return await super().collect(window)
+        return await super().snapshot(window)
 
     def _judge(self) -> Judge:
         judge = SlowJudge(self.model, self.state.theta, self.run, self.parts.dtype)
