@@ -37,7 +37,7 @@ from storage.transfer import Limits, Reach, Transport
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What a model may compute in, by the name in the settings."""
 
-_PEERS = Limits(connections=512, connections_per_host=512)
+PEERS = Limits(connections=512, connections_per_host=512)
 """Twice as many as there are slots, each of whose holders can keep one: silent ones must not make others wait, not even
 those whose buckets are on the same host."""
 
@@ -95,7 +95,7 @@ class Ways:
 async def transports(settings: NodeSettings | None) -> AsyncIterator[Ways]:
     """Connections to stores for the block. Off the built-in chain what a peer names must be public."""
     built_in = settings is not None and isinstance(settings.chain, BuiltInChain)
-    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC, limits=_PEERS))
+    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC, limits=PEERS))
     try:
         yield ways
     finally:

@@ -13,6 +13,7 @@ from neurons.adversaries.workers import (
     JitterOwn,
     LessWork,
     Outdated,
+    PartTime,
     PrivateCorpus,
     RandomPool,
     SharedWork,
@@ -20,6 +21,7 @@ from neurons.adversaries.workers import (
     Stale,
     Stale3,
     Stale10,
+    Unsynced,
 )
 from neurons.errors import ConfigError
 from neurons.miner import Miner
@@ -42,11 +44,13 @@ ADVERSARIES: dict[str, type[Miner]] = {
     "jitter-own": JitterOwn,
     "spread-work": SpreadWork,
     "less-work": LessWork,
+    "part-time": PartTime,
     "few-pages": FewPages,
     "random-pool": RandomPool,
     "private-corpus": PrivateCorpus,
     "backdoor": Backdoor,
     "outdated": Outdated,
+    "unsynced": Unsynced,
     "stale-1": Stale,
     "stale-3": Stale3,
     "stale-10": Stale10,

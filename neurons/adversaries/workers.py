@@ -30,6 +30,17 @@ class LessWork(Miner):
         return await super().header(window, self.run.inner.steps, tokens * self.run.inner.steps)
 
 
+class PartTime(Miner):
+    """Works in every second window only, hoping that its score lasts through the others."""
+
+    async def window(self, number: int) -> None:
+        """Work, or rest."""
+        if number % 2:
+            await self.sit_out(deadlines(number, self.run.time))
+            return
+        await super().window(number)
+
+
 class FewPages(Miner):
     """Trains all steps on a third of its own pages, hoping that what it learns by heart there passes for unique
     work."""
@@ -174,6 +185,22 @@ class Outdated(Miner):
         finally:
             self.state.theta = now
         return replace(result, end=now - (old - result.end))
+
+
+class Unsynced(Outdated):
+    """Trains from the state of the window before, which is all it has, and names the root that the ledger names, hoping
+    that nobody asks for more than a root."""
+
+    steps_behind = 1
+
+    async def header(self, window: Window, steps: int, tokens: int) -> bytes:
+        """With the proof that the old state gives."""
+        now = self.state.theta
+        self.state.theta = self.past[0][1] if self.past else now
+        try:
+            return await super().header(window, steps, tokens)
+        finally:
+            self.state.theta = now
 
 
 class Stale(Outdated):

@@ -13,12 +13,23 @@ from rich.table import Table
 
 from neurons.errors import ConfigError
 from neurons.lab.attacks import ATTACKS, Role, attack
-from neurons.lab.results import Log, play_all
+from neurons.lab.results import Job, Log, play_all
 from neurons.lab.rows import Row, row_of
 from neurons.lab.scenario import Cast, Setting
 from neurons.lab.virtual import small_corpus
 
-QUICK = ("zeros", "copy-last", "late-seal", "no-reveal", "not-canonical", "stale-1", "sign-flip")
+QUICK = (
+    "zeros",
+    "scale",
+    "sign-flip",
+    "copy-last",
+    "random-pool",
+    "unsynced",
+    "stale-1",
+    "late-seal",
+    "no-reveal",
+    "not-canonical",
+)
 """The attacks of `--quick`: such as are surely caught within a few windows."""
 
 MIXED = (
@@ -58,7 +69,7 @@ def plan(names: Sequence[str], shares: Sequence[float], setting: Setting, seeds:
     cheats. Raises `ConfigError`."""
     chosen = [attack(name) for name in names or (QUICK if setting.quick else ATTACKS)]
     plans = [Plan(role.name, (_cast_of(role, setting),) * seeds) for role in chosen]
-    mixtures = [Plan(f"mix-{100 * s:.0f}", tuple(_mixture(s, setting, n) for n in range(seeds))) for s in shares]
+    mixtures = [Plan(f"mix-{100 * s:.0f}", tuple(mixture(s, setting, n) for n in range(seeds))) for s in shares]
     return plans + mixtures
 
 
@@ -75,8 +86,8 @@ def _cast_of(role: Role, setting: Setting) -> Cast:
     return _checked(Cast(setting.miners - owners * role.hotkeys, (role.name,) * owners), setting)
 
 
-def _mixture(share: float, setting: Setting, seed: int) -> Cast:
-    """The cheats of a larger share are those of a smaller one and more."""
+def mixture(share: float, setting: Setting, seed: int) -> Cast:
+    """A network of which this share cheats. The cheats of a larger share are those of a smaller one and more."""
     count = round(min(share, 1.0) * setting.miners)
     if not 0 < count <= len(MIXED):
         raise ConfigError(f"--mix: a share of {share:g} of {setting.miners} miners are {count}; give 1 to {len(MIXED)}")
@@ -97,8 +108,7 @@ def lab(plans: Sequence[Plan], setting: Setting, jobs: int, out: Path, console: 
     """Play the scenarios of these rows, and of the same honest miners alone, `jobs` at a time, all with one seed before
     the next. What lies in `out` already, of the same setting, is not played again. Raises `ConfigError`."""
     log = Log(out, setting)
-    casts = [(cast, seed) for of in plans for seed, cast in enumerate(of.casts)]
-    wanted = dict.fromkeys(job for cast, seed in casts for job in ((cast.alone, seed), (cast, seed)))
+    wanted = dict.fromkeys(job for of in plans for job in jobs_of(of))
     todo = sorted((job for job in wanted if job not in log), key=lambda job: job[1])
     with Progress(console=console) as progress:
         task = progress.add_task("scenarios", total=len(wanted), completed=len(wanted) - len(todo))
@@ -106,6 +116,11 @@ def lab(plans: Sequence[Plan], setting: Setting, jobs: int, out: Path, console: 
             log.add(cast, seed, played)
             progress.advance(task)
     return rows(plans, log)
+
+
+def jobs_of(of: Plan) -> list[Job]:
+    """What must be played for a row: each cast, and its honest miners alone."""
+    return [job for seed, cast in enumerate(of.casts) for job in ((cast.alone, seed), (cast, seed))]
 
 
 def rows(plans: Sequence[Plan], log: Log) -> list[Row]:

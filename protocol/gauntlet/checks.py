@@ -131,10 +131,12 @@ def find_copies(
             found[uid] = Rejected(Reason.DUPLICATE, f"the records equal those of uid {twins[0]}")
         else:
             mine = shared[rows[uid]]
-            most = max((int(mine[row]) for row in [rows[other] for other in kept] + earlier), default=0)
-            share = most / int(mine[rows[uid]]) if most else 0.0
+            whose = {rows[other]: f"those of uid {other}" for other in kept}
+            whose |= dict.fromkeys(earlier, "those of a payload of the window before")
+            nearest = max(whose, key=lambda row: int(mine[row]), default=rows[uid])
+            share = int(mine[nearest]) / int(mine[rows[uid]]) if whose and mine[nearest] else 0.0
             if share > limit:
-                found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are those of another payload")
+                found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are {whose[nearest]}")
             else:
                 kept.append(uid)
     return found

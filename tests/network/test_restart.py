@@ -12,6 +12,7 @@ from neurons.adversaries.timing import NoReveal
 from neurons.collecting import Round
 from neurons.validator import Validator
 from protocol.errors import Reason
+from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook
 from protocol.gauntlet.verdict import Verdict
 from protocol.ledger.manifest import Manifest
@@ -79,10 +80,10 @@ async def play(net: Any, last_step: str) -> tuple[list[str], list[int]]:
             mortal.dead = False
             await net.stop("v")
             net.start("v", Validator)
-    judged = [await net.receipts(window) for window in range(WINDOWS)]
-    assert {r.of(3).reason for r in judged} == {Reason.NO_REVEAL}
-    assert {r.of(4) and r.of(4).reason for r in judged[1:]} == {Reason.OVERLAP}, "the last window is not forgotten"
-    return [r.scorebook_digest for r in judged], sorted(paid)
+    receipts = [await net.receipts(window) for window in range(WINDOWS)]
+    assert {r.of(3).reason for r in receipts} == {Reason.NO_REVEAL}
+    assert {r.of(4).reason for r in receipts[1:]} == {Reason.OVERLAP}, "the last window is not forgotten"
+    return [r.scorebook_digest for r in receipts], sorted(paid)
 
 
 @pytest.fixture
@@ -100,12 +101,28 @@ def test_a_restart_in_the_middle_of_a_window_changes_no_score_and_no_pay(
         async with await network(["v", "a", "b", "silent", "thief"], table=dict(plain)) as net:
             return await play(net, step)
 
-    if last_step not in _UNDISTURBED:
-        _UNDISTURBED[last_step] = virtual(scenario("never"))
-    assert virtual(scenario(last_step)) == _UNDISTURBED[last_step]
+    if not _UNDISTURBED:
+        _UNDISTURBED.append(virtual(scenario("never")))
+    assert virtual(scenario(last_step)) == _UNDISTURBED[0]
 
 
-_UNDISTURBED: dict[str, Any] = {}
+_UNDISTURBED: list[Any] = []
+"""What comes of the same network when nothing ends, played once."""
+
+
+async def restart_too_late(net: Any, window: int) -> None:
+    """End the first validator, and start it again when the keys of `window` are out."""
+    await net.stop("v")
+    while (await net.chain.head()).number < deadlines(window, net.run.time).key_block:
+        await net.blocks(1)
+    net.start("v", Validator)
+
+
+async def judged(net: Any, window: int) -> Receipts:
+    """The first validator's receipts of `window`, when they are there."""
+    while not await net.is_judged(window):
+        await net.blocks(1)
+    return await net.receipts(window)
 
 
 def test_who_missed_the_snapshot_judges_nobody_and_costs_nobody_anything(network, virtual, quick) -> None:
@@ -116,18 +133,11 @@ def test_who_missed_the_snapshot_judges_nobody_and_costs_nobody_anything(network
                 net.start(name)
             await net.windows(2)
             before = net.nodes["v"].memory.book
-            await net.stop("v")
-            key_block = deadlines(2, net.run.time).key_block
-            while (await net.chain.head()).number < key_block:
-                await net.blocks(1)
-            net.start("v", Validator)
-            await net.windows(1)
-            blind = await net.receipts(2)
-            assert blind.receipts == ()
+            await restart_too_late(net, 2)
+            assert (await judged(net, 2)).receipts == ()
             assert net.nodes["v"].memory.book.peers == before.peers
             assert (await net.manifest(2)).contributions == ()
-            await net.windows(2)
-            assert [(await net.receipts(4)).of(uid).reason for uid in (1, 2)] == [None, None]
+            assert [(await judged(net, 4)).of(uid).reason for uid in (1, 2)] == [None, None]
 
     virtual(scenario())
 
@@ -140,12 +150,8 @@ def test_a_leader_that_saw_nothing_lets_the_next_one_lead(network, virtual, quic
             for name in "ab":
                 net.start(name)
             await net.windows(2)
-            await net.stop("v")
-            key_block = deadlines(2, net.run.time).key_block
-            while (await net.chain.head()).number < key_block:
-                await net.blocks(1)
-            net.start("v", Validator)
-            await net.windows(1)
+            await restart_too_late(net, 2)
+            await judged(net, 2)
             manifest = await net.manifest(2)
             assert manifest.signer == net.nodes["w"].hotkey
             assert [c.uid for c in manifest.contributions] == [2, 3]
@@ -160,13 +166,10 @@ def test_a_leader_that_saw_nothing_leads_if_nobody_else_does(network, virtual, q
             net.start("v", Validator)  # the other validator never runs
             net.start("a")
             await net.windows(1)
-            await net.stop("v")
-            key_block = deadlines(1, net.run.time).key_block
-            while (await net.chain.head()).number < key_block:
-                await net.blocks(1)
-            net.start("v", Validator)
-            await net.windows(4)
-            assert (await net.manifest(1)).contributions == ()
-            assert (await net.manifest(net.nodes["v"].state.window - 1)).contributions
+            await restart_too_late(net, 1)
+            await judged(net, 4)
+            counts = [len((await net.manifest(window)).contributions) for window in range(5)]
+            assert counts[0] == counts[-1] == 1
+            assert counts[1] == 0
 
     virtual(scenario())
