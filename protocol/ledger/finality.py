@@ -73,8 +73,8 @@ def nominated(view: View, ballot: Ballot, leader: str) -> str | None:
 
 
 def attestable(head: str, view: View, ballot: Ballot, stance: Stance) -> bool:
-    """Whether a validator with this stance may attest `head`: once a ballot, a manifest it has verified, after the final
-    one, that extends its lock or a quorum at least as new as the lock."""
+    """Whether a validator with this stance may attest `head`: once a ballot, and a manifest that it has verified, that
+    comes after the final one, and that extends its lock or a quorum at least as new as the lock."""
     if stance.attested is not None and stance.attested.ballot >= ballot:
         return False
     if head not in view.known or view.known[head].window > ballot.window:

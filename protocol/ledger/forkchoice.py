@@ -99,12 +99,15 @@ def choose(view: View) -> str:
 
 def relay(view: View) -> frozenset[Vote]:
     """The votes a validator publishes beside its own, so that what one honest validator has seen, all see f blocks
-    later: those that make a quorum, and of what else a key signs for one step of one ballot, two at most. They prove
-    that it signed twice; more would let it fill everybody's bucket."""
+    later: those that make a quorum, and of what else a member signs for one step of one ballot, two at most. They
+    prove that it signed twice; more would let it fill everybody's bucket."""
     counted = {(step, q) for step in Step for q in quorums(view, step)}
     kept: set[Vote] = set()
     others: dict[tuple[Ballot, Step, str], int] = defaultdict(int)
     for vote in sorted(view.votes):
+        electorate = view.electorates.get(vote.ballot.window)
+        if electorate is None or not electorate.stake_of({vote.signer}):
+            continue
         if (vote.step, Quorum(vote.ballot, vote.head)) in counted:
             kept.add(vote)
         elif others[vote.ballot, vote.step, vote.signer] < 2:
