@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from protocol.assignment import drawing_key
 from protocol.chain.port import Neuron
+from protocol.ledger.ballot import Ballot
 from protocol.ledger.manifest import leader_order
+from protocol.run import Run
 
 _RAO = 10**9
 
@@ -43,3 +46,9 @@ def electorate_of(neurons: Sequence[Neuron]) -> Electorate:
     """The validators with a permit and stake among all neurons of a block."""
     members = ((neuron.hotkey, round(neuron.stake * _RAO)) for neuron in leader_order(neurons))
     return Electorate(tuple((hotkey, stake) for hotkey, stake in members if stake > 0))
+
+
+def ballot_leader(electorate: Electorate, run: Run, judge_hash: bytes, ballot: Ballot) -> str:
+    """Who leads a ballot: drawn by stake from the judge hash of its window, so that with an honest majority more than
+    every other ballot has an honest leader, however many validators are gone. `ValueError` if there is no stake."""
+    return electorate.draw(drawing_key(run, judge_hash, f"ballot {ballot.round}"))

@@ -53,10 +53,17 @@ def act(hotkey: str, leader: str, block: int, time: Time, view: View, stance: St
         return replace(stance, lock=bound, confirmed=bound), Vote(ballot, Step.CONFIRM, hotkey, head)
     if (phase is Phase.NOMINATE) != (hotkey == leader):
         return stance, None
-    head = choose(view) if hotkey == leader else nominated(view, ballot, leader)
+    head = nomination(view, ballot) if hotkey == leader else nominated(view, ballot, leader)
     if head is None or not attestable(head, view, ballot, stance):
         return stance, None
     return replace(stance, attested=Quorum(ballot, head)), Vote(ballot, Step.ATTEST, hotkey, head)
+
+
+def nomination(view: View, ballot: Ballot) -> str:
+    """The head that a leader with this view nominates. A manifest of a later window is too new: it may not be due yet,
+    and others may not have it."""
+    known = {digest: link for digest, link in view.known.items() if link.window <= ballot.window}
+    return choose(replace(view, known=known))
 
 
 def take_lock(lock: Quorum | None, view: View, ballot: Ballot) -> Quorum | None:

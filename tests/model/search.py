@@ -19,7 +19,7 @@ What keeps that small, and loses nothing:
 
 What it looks for after each step: two certificates (signatures of honest validators, and all that faulty ones could
 add) that make rivals final, so two honest nodes of any kind could be shown them; and, in a network that is not late, a
-ballot with an honest leader in which no honest validator slept and after which nothing new is final.
+ballot with an honest leader in which no honest validator slept and after which what it nominated is not final.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Network:
     late: bool = False
     sleepy: bool = False
     strong: bool = False
-    """Only rivals of a certificate that has more than a half and all faulty stake count as a broken promise."""
+    """Only certificates count that must have more than a half of the stake without the faulty."""
 
     @cached_property
     def stakes(self) -> dict[str, int]:
@@ -102,8 +102,8 @@ class Rule:
 
 class State(NamedTuple):
     """Between two steps. `place` counts steps; what each honest validator has read is a set of bits, one a signature,
-    and what it is bound to a number; the `Search` knows which. `good` says that the ballot has an honest leader and
-    nobody has slept in it, `nominee` what that leader nominated."""
+    and what it is bound to a number; the `Search` knows which. `good` says that the ballot has an honest leader
+    with something to nominate and nobody has slept in it, `nominee` what that leader nominated."""
 
     place: int
     leader: str
@@ -115,13 +115,13 @@ class State(NamedTuple):
 
 class Move(NamedTuple):
     """One honest validator after a step: what it has read, what it is bound to, what others read in its bucket, and
-    what it signed."""
+    what it signed; `good` unless it slept, or leads and knows of nothing that is not final."""
 
     seen: int
     stance: int
     bucket: int
     signed: int
-    awake: bool
+    good: bool
 
 
 @dataclass
@@ -156,6 +156,7 @@ class Search:
         }
         self.unpack = cache(self._unpack)
         self.decide = cache(self._decide)
+        self.may_idle = cache(self._may_idle)
         self.bucket = cache(self._bucket)
         self.wins = cache(self._wins)
         self.kept = cache(self._kept)
@@ -212,7 +213,7 @@ class Search:
                         published |= move.bucket
                     seen = [votes | published for votes in seen]
                 stances = tuple(move.stance for move in chosen)
-                good_now = good and all(move.awake for move in chosen)
+                good_now = good and all(move.good for move in chosen)
                 yield self.slim(State(state.place + 1, leader, tuple(seen), stances, good_now, nominee))
 
     def leaders(self, number: int) -> tuple[str, ...]:
@@ -224,15 +225,16 @@ class Search:
         """All that may become of honest validator i in this step."""
         me, before, stance = self.names[i], state.seen[i], state.stances[i]
         if phase is Phase.NOMINATE and me != leader:  # what it could read now it can read at the next step
-            return {Move(before, stance, 0, 0, awake=True)}
-        found = {Move(before, stance, 0, 0, awake=False)} if self.network.sleepy else set()
+            return {Move(before, stance, 0, 0, good=True)}
+        found = {Move(before, stance, 0, 0, good=False)} if self.network.sleepy else set()
         read = before & self.ballot_bits[ballot] if self.network.late else before
         for shown in self.shows(self.signed(state), read, ballot, phase, leader):
             seen = read | shown
             for known in self.manifests(seen, ballot, phase):
                 after, votes = self.decide(me, leader, ballot, phase, seen, known, stance)
                 kept = before if self.network.late else seen
-                found.add(Move(kept | votes, after, self.bucket(i, seen | votes), votes, awake=True))
+                good = bool(votes) or phase is not Phase.NOMINATE or not self.may_idle(seen, known, ballot)
+                found.add(Move(kept | votes, after, self.bucket(i, seen | votes), votes, good))
         return found
 
     def _shows(self, signed: int, seen: int, ballot: Ballot, phase: Phase, leader: str) -> tuple[int, ...]:
@@ -263,6 +265,11 @@ class Search:
         quorums = (quorum for step in Step for quorum in forkchoice.quorums(view, step))
         named = frozenset(itertools.chain.from_iterable(self.path(quorum.head) for quorum in quorums))
         return tuple({named | self.path(head) for head in self.heads(ballot)} | {full})
+
+    def _may_idle(self, seen: int, known: frozenset[str], ballot: Ballot) -> bool:
+        """Whether a leader that has read this has nothing to nominate."""
+        view = self.view(self.unpack(seen), known)
+        return finality.nomination(view, ballot) == forkchoice.newest_final(view).head
 
     def _decide(
         self, me: str, leader: str, ballot: Ballot, phase: Phase, seen: int, known: frozenset[str], stance: int
@@ -334,15 +341,14 @@ class Search:
         """Which promise this state breaks."""
         finals = {self.final(votes) for votes in state.seen}
         certified = self.certified(self.signed(state) & self.final_bits)
-        strong = {head for head, firm in certified.items() if firm} if self.network.strong else {*certified} | finals
-        for one, other in itertools.product(sorted(strong - {FIRST_PREVIOUS}), sorted(certified)):
+        final = {head for head, firm in certified.items() if firm} if self.network.strong else {*certified} | finals
+        for one, other in itertools.combinations(sorted(final - {FIRST_PREVIOUS}), 2):
             if not self.extends(one, other) and not self.extends(other, one):
                 return f"{one} and {other} are both final"
-        if state.place % len(Phase) == 0 and state.good and not self.network.late:
-            # Who nominates nothing must have nothing left to nominate.
-            window = self.network.schedule[state.place // len(Phase) - 1].window
-            if not any(self.leaf(h, window) or (state.nominee and self.extends(h, state.nominee)) for h in finals):
-                return f"a ballot with an honest leader, who nominated {state.nominee}, makes nothing final"
+        if state.place % len(Phase) or not state.good or self.network.late:
+            return None
+        if state.nominee is None or not any(self.extends(head, state.nominee) for head in finals):
+            return f"a ballot with an honest leader, who nominated {state.nominee}, makes nothing final"
         return None
 
     def _final(self, seen: int) -> str:
@@ -409,9 +415,6 @@ class Search:
 
     def extends(self, head: str, ancestor: str) -> bool:
         return ancestor == FIRST_PREVIOUS or ancestor in self.path(head)
-
-    def leaf(self, head: str, window: int) -> bool:
-        return all(link.previous != head or link.window > window for link in self.network.tree.values())
 
     def view(self, votes: Votes, known: frozenset[str] | None = None) -> View:
         tree = self.network.tree
