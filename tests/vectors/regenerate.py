@@ -340,8 +340,8 @@ def ballot_vectors(run: Run) -> dict[str, Any]:
     electorate = electorate_of(neurons)
     return {
         "about": "times: blocks of the four steps (lock, nominate, attest, confirm) of ballots, by window.round. "
-        "neurons: uid, hotkey, stake, permit. members: those that count, with their stake in rao. leaders: of the rounds "
-        "0 to 7 of a window with this judge hash, as places among the members.",
+        "neurons: uid, hotkey, stake, permit. members: those that count, with their stake in rao. leaders: of rounds 0 "
+        "to 7 of a window with this judge hash, as places among the members.",
         "times": [blocks(run.time), blocks(Time(window_blocks=56)), blocks(Time(window_blocks=12, failover_blocks=1))],
         "neurons": [[n.uid, n.hotkey, n.stake, n.validator_permit] for n in neurons],
         "members": electorate.members,
