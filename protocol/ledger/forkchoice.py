@@ -89,8 +89,8 @@ def choose(view: View) -> str:
     fork the stake of the newest attestations, then the lower rank of the signer, then the lower digest."""
     final = newest_final(view)
     view = replace(view, final=final)
-    attested = [q for q in quorums(view, Step.ATTEST) if q.ballot > final.ballot]
-    head = max([final, *(q for q in attested if view.extends(q.head, final.head) and q.head in view.known)]).head
+    attested = (q for q in quorums(view, Step.ATTEST) if q.head in view.known and view.extends(q.head, final.head))
+    head = max([final, *attested]).head
     weights = _weights(view)
     while children := [digest for digest, link in view.known.items() if link.previous == head]:
         head = min(children, key=lambda digest: (-weights[digest], view.known[digest].rank, digest))
