@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from protocol.ledger.attestation import Step, Vote
 from protocol.ledger.ballot import NO_BALLOT, Ballot
@@ -88,7 +88,6 @@ def choose(view: View) -> str:
     """The head to follow: from the final manifest on, the newest quorum of attestations decides; from there on, at each
     fork the stake of the newest attestations, then the lower rank of the signer, then the lower digest."""
     final = newest_final(view)
-    view = replace(view, final=final)
     attested = (q for q in quorums(view, Step.ATTEST) if q.head in view.known and view.extends(q.head, final.head))
     head = max([final, *attested]).head
     weights = _weights(view)

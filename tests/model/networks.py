@@ -51,7 +51,7 @@ BROKEN: dict[str, tuple[Network, Rule]] = {
     "a lock on nothing but what one has confirmed": (Network(TWO, TWO_FAULTY, 2), rules.LocksOnlyWhatItConfirms()),
     "publishing one's own votes only": (Network(TWO, TWO_FAULTY, 2), rules.NoRelay()),
     "voting after sleeping through the locks": (Network(TWO, TWO_FAULTY, 2, sleepy=True), rules.SleepWalker()),
-    "a lock lost over a restart": (Network(EQUAL, {}, 3, late=True), rules.Forgetful()),
+    "a lock lost over a restart": (Network(EQUAL, {}, 2, late=True), rules.Forgetful()),
     # Where the promise ends: none of these is a fault of the rule.
     "half of the stake is faulty": (Network({"A": 25, "B": 25}, {"F": 50}, 1), Rule()),
     "more than half of the stake is faulty": (Network({"A": 25, "B": 24}, {"F": 51}, 1), Rule()),
