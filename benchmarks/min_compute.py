@@ -95,6 +95,7 @@ def validator(run: Run) -> dict[str, float | None]:
     # sampled peer. Losses: what the step of each sampled peer does on both, and the held-out pages.
     gradients = judging.random_pages + judging.sample * judging.own_pages
     losses = judging.sample * (judging.random_pages + judging.own_pages) + judging.held_out_pages
+    pages = judging.random_pages_most + judging.sample * judging.own_pages + judging.held_out_pages
     memory = speed = None
     if run.name in ONE_MACHINE:
         page_tokens = run.dataset.page_sequences * run.dataset.sequence_tokens
@@ -108,7 +109,7 @@ def validator(run: Run) -> dict[str, float | None]:
         "tflop_s": speed,
         "disk_gib": _gib(run.dataset.slots * _uploaded_bytes(run)),
         "upload_mbit_s": _mbit_s(written, _window_seconds(run)),
-        "download_mbit_s": _up(_list_mbit_s(run) + _pages_mbit_s(run, figures, gradients + judging.held_out_pages)),
+        "download_mbit_s": _up(_list_mbit_s(run) + _pages_mbit_s(run, figures, pages)),
         "bucket_gib": _gib(gathered * _windows_kept(run) + figures.checkpoint_bytes * kept.keep),
     }
 

@@ -203,14 +203,20 @@ SIDES = {"obstore": their_turn, "ours": our_turn}
 def turn(side: str, where: Where, work: str, scale: Scale) -> Turn:
     """One turn, in the process that calls this."""
     data = os.urandom(scale.object_bytes) if work == "upload" else b""
-    _CLEAR_REFS.write_text("5")  # the peak restarts from here
-    resident, cpu, started = _memory_bytes("VmRSS"), time.process_time(), time.perf_counter()
+    reset_peak()
+    resident, cpu, started = resident_bytes("VmRSS"), time.process_time(), time.perf_counter()
     digests = uvloop.run(SIDES[side](where, work, scale, data))
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return Turn(seconds, cpu, _memory_bytes("VmHWM") - resident, digests)
+    return Turn(seconds, cpu, resident_bytes("VmHWM") - resident, digests)
 
 
-def _memory_bytes(field: str) -> int:
+def reset_peak() -> None:
+    """Let the peak of this process's resident size begin anew."""
+    _CLEAR_REFS.write_text("5")
+
+
+def resident_bytes(field: str) -> int:
+    """A field of this process's status, such as `VmRSS`, or `VmHWM` for the peak, in bytes."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 

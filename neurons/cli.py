@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 
 from neurons.errors import EXPECTED_ERRORS, exit_code
-from neurons.flags import with_settings
-from neurons.folder import CHEATS, USUAL_CHEATS, Charter, Storage, require_network
+from neurons.flags import with_settings, with_viewpoint
+from neurons.folder import CHEATS, USUAL_CHEATS, Storage, require_network
 
 if TYPE_CHECKING:  # commands import what they need, so that `windrow --help` does not wait for torch
-    from neurons.explain import Explanation
-    from neurons.leaderboard.view import View, Watcher
+    from neurons.leaderboard.view import View
     from neurons.node import Node
+    from neurons.onlooker import Onlooker
     from protocol.run import Run
 
 EXIT_INTERRUPTED = 130
@@ -255,45 +255,69 @@ def up(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-@app.command()
-def leaderboard(folder: Dir = _DEFAULT_DIR, as_json: Json = False) -> None:
+@app.command("leaderboard")
+@with_viewpoint
+def leaderboard(flags: dict[str, object], as_json: Json = False) -> None:
     """Who earns what, from the buckets and the chain alone."""
     from neurons.leaderboard.terminal import leaderboard_table
+    from neurons.leaderboard.view import Watcher
     from neurons.localnet import names
 
-    async def read(watcher: Watcher) -> View:
-        return await watcher.refresh()
+    async def read(look: Onlooker) -> View:
+        return await Watcher(look.run, look.chain, look.open_bucket).refresh()
 
-    charter = require_network(folder)
-    view = _read(folder, charter, read)
+    view, folder = _look(flags, read)
     if as_json:
         print(json.dumps(view.to_json()))
     else:
-        Console().print(leaderboard_table(view, names(folder, charter)))
+        called = names(folder, require_network(folder)) if folder else {}
+        Console().print(leaderboard_table(view, called))
 
 
-@app.command()
+@app.command("explain")
+@with_viewpoint
 def explain(
-    uid: Annotated[int, typer.Argument(help="Slot of the peer.")],
-    window: Annotated[int | None, typer.Argument(help="Window; the newest if not given.")] = None,
-    folder: Dir = _DEFAULT_DIR,
+    flags: dict[str, object],
+    uid: Annotated[int, typer.Argument(min=0, help="Slot of the peer.")],
+    window: Annotated[int | None, typer.Argument(min=0, help="Window; the newest judged one if not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Why a peer got its score in a window, from receipts alone."""
-    from neurons.explain import explain as explain_receipts
+    """Why a peer got its score in a window, and what would have changed it: from public objects alone."""
+    from neurons.explain.explanation import explain as explain_evidence
+    from neurons.explain.gathering import gather
 
-    async def read(watcher: Watcher) -> Explanation:
-        await watcher.refresh()
-        receipts = await watcher.receipts(window)
-        receipt = receipts.of(uid)
-        incentive = await watcher.incentive(uid, receipt.hotkey) if receipt else None
-        return explain_receipts(receipts, uid, watcher.run, incentive)
-
-    explanation = _read(folder, require_network(folder), read)
+    evidence, _ = _look(flags, lambda look: gather(look, uid, window))
+    explanation = explain_evidence(evidence)
     if as_json:
         print(json.dumps(explanation.to_json()))
     else:
         Console().print(explanation)
+
+
+@app.command("audit")
+@with_viewpoint
+def audit(
+    flags: dict[str, object],
+    first: Annotated[
+        int | None, typer.Option("--from", min=0, help="First window.", show_default="first of the run")
+    ] = None,
+    last: Annotated[int | None, typer.Option("--to", min=0, help="Last window.", show_default="the newest")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Recompute receipts too: losses, gains, ratings.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether the ledger follows from itself and the receipts from the payloads: recomputed, with read access only."""
+    import tempfile
+
+    from neurons.audit.walk import audit as walk
+
+    console = Console(stderr=True)
+    with console.status("looking") as status, tempfile.TemporaryDirectory(prefix="windrow-audit-") as spool:
+        report, _ = _look(flags, lambda look: walk(look, first, last, scores, Path(spool), status.update))
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        Console().print(report)
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -305,8 +329,11 @@ def lab(
         int | None, typer.Option(min=3, help="Miners, the attackers among them.", show_default="12, quick: 4")
     ] = None,
     windows: Annotated[int | None, typer.Option(min=1, help="Windows.", show_default="40, quick: 8")] = None,
-    attackers: Annotated[
-        int | None, typer.Option(min=1, help="Hotkeys that attack.", show_default="what the attack needs")
+    mix: Annotated[
+        str | None, typer.Option(help="Play mixtures of cheats too: their shares among the miners, like 0.1,0.4.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Scenarios at a time, a core each.", show_default="all cores")
     ] = None,
     out: Annotated[Path, typer.Option(help="Results so far; what is in it is not played again.")] = _LAB_FILE,
     as_json: Json = False,
@@ -316,26 +343,31 @@ def lab(
     from dataclasses import asdict
 
     from neurons.lab.report import lab as run_lab
-    from neurons.lab.report import table_of
+    from neurons.lab.report import plan, shares_of, table_of
     from neurons.lab.scenario import Setting
 
     logging.basicConfig(level=logging.CRITICAL)  # attackers are told what became of them in every window
     setting = Setting(miners or (4 if quick else 12), windows or (8 if quick else 40), quick)
-    rows = run_lab(attacks or (), setting, attackers, seeds, out, Console(stderr=True))
+    plans = plan(attacks or (), shares_of(mix or ""), setting, seeds)
+    rows = run_lab(plans, setting, jobs or os.cpu_count() or 1, out, Console(stderr=True))
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
     else:
         Console().print(table_of(rows))
 
 
-def _read(folder: Path, charter: Charter, read: Callable[[Watcher], Awaitable[Read]]) -> Read:
-    from neurons.localnet import watched
+def _look(flags: dict[str, object], read: Callable[[Onlooker], Awaitable[Read]]) -> tuple[Read, Path | None]:
+    """What `read` finds where the flags say, and the folder of the network if it is on this machine."""
+    from neurons.onlooker import onlooker
+    from neurons.settings import load_viewpoint
+
+    view = load_viewpoint(flags, os.environ, _DEFAULT_DIR)
 
     async def run() -> Read:
-        async with watched(folder.absolute(), charter) as watcher:
-            return await read(watcher)
+        async with onlooker(view) as look:
+            return await read(look)
 
-    return asyncio.run(run())
+    return asyncio.run(run()), view.folder
 
 
 if __name__ == "__main__":

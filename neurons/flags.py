@@ -50,16 +50,29 @@ _SETTINGS: dict[str, Any] = {
 _CONFIG = Annotated[Path | None, typer.Option("--config", help="TOML file of these settings, and of keys.")]
 
 
+_LOOKING = ("dir", "run", "dataset", "subtensor_network", "subtensor_chain_endpoint", "netuid", "buckets")
+"""What says where to look at a run, for who takes no part (`neurons.settings.Viewpoint`)."""
+
+
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """`command(flags, config, …)` as typer takes it: with an option for each setting instead of `flags`, and `config`
     for the file of settings."""
-    own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[2:])
+    return _with_options(command, _SETTINGS, {"config": _CONFIG})
+
+
+def with_viewpoint(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(flags, …)` as typer takes it, with an option for everything that says where to look at a run."""
+    return _with_options(command, {name: _SETTINGS[name] for name in _LOOKING}, {})
+
+
+def _with_options(command: Callable[..., None], flags: dict[str, Any], others: dict[str, Any]) -> Callable[..., None]:
+    """`command(flags, *others, …)` with an option for each of `flags` and of `others`."""
+    own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1 + len(others) :])
 
     def run(**given: Any) -> None:
-        flags = {name: given.pop(name) for name in _SETTINGS}
-        command(flags, given.pop("config"), **given)
+        command({name: given.pop(name) for name in flags}, *(given.pop(name) for name in others), **given)
 
-    options = {**_SETTINGS, "config": _CONFIG}
+    options = {**flags, **others}
     added = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in options.items()
     ]

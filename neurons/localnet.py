@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -165,23 +165,6 @@ def up(folder: Path, wishes: founding.Wishes, windows: int | None, console: Cons
         return asyncio.run(_run(context, folder, charter, dtype, windows, screen, console, began))
 
 
-@asynccontextmanager
-async def watched(folder: Path, charter: Charter) -> AsyncIterator[Watcher]:
-    """A reader of the network in `folder` during the block: its chain and buckets, no wallet, no local state."""
-    run = founded_run(folder, charter)
-    with store.serving(folder, charter):
-        chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
-        try:
-            yield _watcher(folder, run, chain, transport)
-        finally:
-            await transport.close()
-            await chain.close()
-
-
-def _watcher(folder: Path, run: Run, chain: LocalChain, transport: Transport) -> Watcher:
-    return Watcher(run, chain, lambda data: open_bucket(decode(data), transport, Places(folder).buckets))
-
-
 def names(folder: Path, charter: Charter) -> dict[str, str]:
     """What the neurons of this machine are called, by hotkey: decoration for screens, nothing is decided by it."""
     return {status.hotkey: status.name for status in read_statuses(Places(folder).nodes)} | charter.names()
@@ -258,7 +241,9 @@ async def _run(
     began: float,
 ) -> Outcome:
     chain, transport = LocalChain.open(Places(folder).chain), Transport(Reach.ANY)
-    watcher = _watcher(folder, founded_run(folder, charter), chain, transport)
+    buckets = Places(folder).buckets
+    run = founded_run(folder, charter)
+    watcher = Watcher(run, chain, lambda data: open_bucket(decode(data), transport, buckets))
     first = window_of((await chain.head()).number, watcher.run.time)
     target = None if windows is None else first + windows
     network = Network(folder, charter, chain, watcher, target, began)

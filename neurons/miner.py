@@ -117,8 +117,8 @@ class Miner(Node):
         self.report("waiting for the seals")
         await until(self.chain, window.seal_block)
         gather, reserve = self.listed(window.number)
-        listed = {*gather, *reserve}
-        peers = [p for p in await self.peers() if p.hotkey != self.hotkey and (not listed or p.uid in listed)]
+        listed = {seat.hotkey for seat in (*gather, *reserve)} or None
+        peers = [p for p in await self.peers() if p.hotkey != self.hotkey and (listed is None or p.hotkey in listed)]
         with suppress(TimeoutError):
             async with asyncio.timeout((window.reveal_block - window.seal_block) * self.chain.block_seconds):
                 await self.exchange.prefetch(window.number, peers)

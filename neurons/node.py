@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,7 @@ from protocol.ledger.manifest import (
     MANIFEST_LIMIT_BYTES,
     Contribution,
     Manifest,
+    Seat,
     check_contributions,
     check_manifest,
     leader_order,
@@ -36,6 +38,7 @@ from protocol.ledger.manifest import (
 from protocol.ledger.replay import apply_manifest
 from protocol.ledger.state import State, state_root
 from protocol.run import Run
+from protocol.sealing import SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload
 from protocol.window import Window, deadlines, failover_block, window_of
@@ -81,14 +84,12 @@ class Node:
         self.hotkey = parts.hotkey.ss58_address
         self.model = build_model(self.run.model)
         self.layout = Layout.from_shapes(parameter_shapes(self.model))
-        spool = Spool(parts.folder / "sealed")
-        spool.clear()
-        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, spool)
+        self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, Spool(parts.folder / "sealed"))
         self.keys = self.exchange.keys
         self.uid = -1
         self.roots: dict[str, int] = {}
         """Root of each recent θ → its window."""
-        self.lists: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.lists: dict[int, tuple[tuple[Seat, ...], tuple[Seat, ...]]] = {}
         """Gather and reserve lists by the window in which they take effect."""
         self.state = State(self.layout, empty_flat(self.layout.size), -1, FIRST_PREVIOUS)
         self._doubted: set[int] = set()
@@ -125,6 +126,7 @@ class Node:
     async def join(self) -> None:
         """Find the own slot, publish where the bucket is, and load the newest checkpoint the ledger confirms."""
         self.report("joining")
+        await asyncio.to_thread(self.exchange.recover, self.kept_shards())
         neurons = await self.chain.neurons()
         own = next((n for n in neurons if n.hotkey == self.hotkey), None)
         if own is None:
@@ -171,26 +173,47 @@ class Node:
         rank j counts only from its fail-over block on. Raises `Divergence`, once a window, when a manifest is right
         in everything but the root; if a fresh start gives the same root again, it is the manifest that is wrong."""
         head = await self.chain.head()
-        ranks = {v.hotkey: rank for rank, v in enumerate(await self.validators())}
-        for source in await self.ledger_sources():
-            manifest = await self._read_manifest(source, number)
-            if manifest is None or manifest.signer not in ranks:
-                continue
-            if head.number < failover_block(number, ranks[manifest.signer], self.run.time):
-                continue
-            try:
-                check_contributions(manifest, self.run, *self.listed(number), self.exchange.sealed_sizes)
-                check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
-            except Divergence:
-                if number in self._doubted:
+        turns = [
+            validator.hotkey
+            for rank, validator in enumerate(await self.validators())
+            if head.number >= failover_block(number, rank, self.run.time)
+        ]
+        sources = await self.ledger_sources()
+        if turns == [self.hotkey]:  # nobody else's could count: whoever leads waits for nobody
+            sources = tuple(source for source in sources if source.hotkey == self.hotkey)
+        async with aclosing(self._manifests(sources, number)) as manifests:
+            async for source, manifest in manifests:
+                if manifest.signer not in turns:
                     continue
-                self._doubted.add(number)
-                raise
-            except LedgerError as error:
-                self.complain(f"refused from uid {source.uid}: {error}")
-                continue
-            return manifest
+                try:
+                    check_contributions(manifest, self.run, *self.listed(number), self.exchange.sealed_sizes)
+                    check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
+                except Divergence:
+                    if number in self._doubted:
+                        continue
+                    self._doubted.add(number)
+                    raise
+                except LedgerError as error:
+                    self.complain(f"refused from uid {source.uid}: {error}")
+                    continue
+                return manifest
         return None
+
+    async def _manifests(self, sources: Sequence[Peer], number: int) -> AsyncGenerator[tuple[Peer, Manifest], None]:
+        """What these validators' buckets have as manifest `number`, in their order. All are read at once and have one
+        block together: one that is silent, or slow, must not keep anybody from another's."""
+        end = asyncio.get_running_loop().time() + self.chain.block_seconds
+        reading = [(source, asyncio.create_task(self._read_manifest(source, number))) for source in sources]
+        try:
+            for source, task in reading:
+                left = end - asyncio.get_running_loop().time()
+                done, _ = await asyncio.wait({task}, timeout=max(0.0, left))
+                if done and (manifest := task.result()) is not None:
+                    yield source, manifest
+        finally:
+            for _, task in reading:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in reading), return_exceptions=True)
 
     async def _read_manifest(self, source: Peer, number: int) -> Manifest | None:
         try:
@@ -204,16 +227,16 @@ class Node:
     async def signed_manifest(self, number: int) -> Manifest | None:
         """The manifest of a past window, if a present validator signed it."""
         hotkeys = {v.hotkey for v in await self.validators()}
-        for source in await self.ledger_sources():
-            manifest = await self._read_manifest(source, number)
-            if manifest is None or manifest.signer not in hotkeys:
-                continue
-            try:
-                manifest.verify()
-            except DocumentError as error:
-                self.complain(f"manifest {number} from uid {source.uid}: {error}")
-                continue
-            return manifest
+        async with aclosing(self._manifests(await self.ledger_sources(), number)) as manifests:
+            async for source, manifest in manifests:
+                if manifest.signer not in hotkeys:
+                    continue
+                try:
+                    manifest.verify()
+                except DocumentError as error:
+                    self.complain(f"manifest {number} from uid {source.uid}: {error}")
+                    continue
+                return manifest
         return None
 
     async def follow_to_head(self) -> None:
@@ -230,7 +253,7 @@ class Node:
         self.report(f"applying manifest {manifest.window}")
         payloads = await asyncio.gather(*(self._contribution(manifest, c) for c in manifest.contributions))
         await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
-        self.exchange.forget()
+        self.exchange.forget(self.kept_shards())
         self._enter(manifest)
 
     async def _contribution(self, manifest: Manifest, contribution: Contribution) -> Payload:
@@ -352,7 +375,11 @@ class Node:
         start = await self.chain.block(window.start_block)
         return Assignment(self.run, start.hash, self.dataset.index.pages)
 
-    def listed(self, window: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def kept_shards(self) -> Collection[SealedShard]:
+        """Sealed shards that this neuron still needs when their window has been applied."""
+        return ()
+
+    def listed(self, window: int) -> tuple[tuple[Seat, ...], tuple[Seat, ...]]:
         """Gather and reserve list in effect in `window`; empty while there are none."""
         return self.lists.get(window, ((), ()))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from protocol.run import SparseLoCo
-from protocol.sparseloco.aggregate import Trial, outer_step, shared_positions
+from protocol.sparseloco.aggregate import Trial, descents, outer_step, shared_positions
 from protocol.sparseloco.compress import compress, decompress
 from protocol.sparseloco.layout import CHUNK, Layout
 
@@ -19,5 +19,5 @@ def precompile() -> None:
     outer_step(theta, [update], scheme, 0)
     trial = Trial(update, np.ones(1, np.float32), np.float32(1))
     trial.revert(theta, trial.apply(theta))
-    trial.dot(theta)
+    descents(theta, [trial])
     shared_positions([update, update])

@@ -17,17 +17,16 @@ from bittensor.wallet import Wallet
 from bittensor_core import KeyfileError, Keypair
 
 from neurons.doctor.stores import OwnStore, require_store
-from neurons.errors import ConfigError, FolderError, WalletError
+from neurons.errors import FolderError, WalletError
 from neurons.folder import bucket_name, held
 from neurons.node import Node, Parts
+from neurons.onlooker import open_chain
 from neurons.precompile import precompile
-from neurons.publication import Publication, Published, read_published
+from neurons.publication import Published, read_published
 from neurons.settings import BuiltInChain, NodeSettings
 from neurons.training.model import build_model
 from neurons.training.precision import fastest_dtype
-from protocol.chain.local import LocalChain
 from protocol.chain.port import Chain
-from protocol.chain.subtensor import SubtensorChain
 from protocol.errors import AlreadyRegistered
 from protocol.run import Run
 from storage.bucket import Bucket
@@ -38,8 +37,9 @@ from storage.transfer import Limits, Reach, Transport
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What a model may compute in, by the name in the settings."""
 
-_PEERS = Limits(connections=512)
-"""More than there are peers: silent ones, each of which holds a connection, must not make the others wait."""
+PEERS = Limits(connections=512, connections_per_host=512)
+"""Twice as many as there are slots, each of whose holders can keep one: silent ones must not make others wait, not even
+those whose buckets are on the same host."""
 
 _PREDECESSOR_SECONDS = 5.0
 """How long a new process waits for an ending one of the same neuron: longer than that takes to end."""
@@ -95,7 +95,7 @@ class Ways:
 async def transports(settings: NodeSettings | None) -> AsyncIterator[Ways]:
     """Connections to stores for the block. Off the built-in chain what a peer names must be public."""
     built_in = settings is not None and isinstance(settings.chain, BuiltInChain)
-    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC, limits=_PEERS))
+    ways = Ways(Transport(Reach.ANY), Transport(Reach.ANY if built_in else Reach.PUBLIC, limits=PEERS))
     try:
         yield ways
     finally:
@@ -105,7 +105,7 @@ async def transports(settings: NodeSettings | None) -> AsyncIterator[Ways]:
 
 async def open_parts(settings: NodeSettings, published: Published, hotkey: Keypair, ways: Ways) -> Parts:
     """Open everything else that the settings name. Each thing that is missing is its own error."""
-    chain = await open_chain(settings, published.publication)
+    chain = await open_chain(settings.chain, published.publication)
     try:
         if settings.register_hotkey:
             await _register(chain, settings, hotkey.ss58_address)
@@ -127,18 +127,6 @@ async def open_parts(settings: NodeSettings, published: Published, hotkey: Keypa
     except BaseException:
         await chain.close()
         raise
-
-
-async def open_chain(settings: NodeSettings, publication: Publication) -> Chain:
-    """The chain of the settings, or else of the publication. Raises `ConfigError` when neither names one."""
-    if isinstance(settings.chain, BuiltInChain):
-        return LocalChain.open(settings.chain.file)
-    network, netuid = settings.chain.network or publication.network, settings.chain.netuid or publication.netuid
-    if network is None or netuid is None:
-        raise ConfigError(
-            "neither the settings nor the publication of the run name the subnet: give --subtensor.network and --netuid"
-        )
-    return await SubtensorChain.connect(network, netuid)
 
 
 def own_store(settings: NodeSettings, hotkey: str, ways: Ways) -> OwnStore:

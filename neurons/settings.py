@@ -113,6 +113,22 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Viewpoint:
+    """Where somebody looks at a run who takes no part: no wallet, no bucket of one's own. `folder` is the network on
+    this machine, and then everything lies in it; else `run`, `dataset`, `chain` and `buckets` are those of
+    `NodeSettings`."""
+
+    folder: Path | None
+    run: str
+    dataset: str | None
+    chain: BuiltInChain | BittensorChain
+    buckets: Path | None
+
+
+_OF_VIEWPOINT = ("dir", "run", "dataset", "netuid", "subtensor_network", "subtensor_chain_endpoint", "buckets")
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What the three sources say. `settings` is what could be made of it, None if too much is wrong; `problems` are
     sentences, each with what to do."""
@@ -129,6 +145,30 @@ def load_settings(
     if reading.settings is None or reading.problems:
         raise ConfigError("settings: " + "; ".join(reading.problems))
     return reading.settings
+
+
+def load_viewpoint(flags: Mapping[str, object], environment: Mapping[str, str], folder: Path) -> Viewpoint:
+    """Where to look, by flags and environment; at the network in `folder` when neither names a run. A `--dir` alone is
+    the whole of it: what the shell says of a node's run must not mix with a network on this machine. Raises
+    `ConfigError`."""
+    named = {name: value for name, value in flags.items() if value is not None}
+    if named.keys() & {"dir", "run"} == {"dir", "run"}:
+        raise ConfigError("--dir names a network on this machine, --run a published run: leave out one of the two")
+    trouble = _Trouble()
+    _require_known(environment)
+    values = named if "dir" in named else _from_environment(environment) | named
+    if "run" in named:
+        values.pop("dir", None)
+    if "run" not in values:
+        values = Places(Path(str(values.get("dir", folder)))).settings() | {"dir": values.get("dir", folder)} | values
+    trouble.unless(_require_one_chain, values)
+    given = trouble.given({name: values[name] for name in _OF_VIEWPOINT if name in values})
+    chain = _chain(given)
+    if isinstance(chain, BuiltInChain):
+        trouble.unless(_require_fitting, given, chain)
+    if trouble.problems or given.run is None:
+        raise ConfigError("settings: " + "; ".join(trouble.problems))
+    return Viewpoint(given.dir, given.run, given.dataset, chain, _buckets(given, chain))
 
 
 def read_settings(flags: Mapping[str, object], environment: Mapping[str, str], config: Path | None = None) -> Reading:

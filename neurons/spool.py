@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from protocol.errors import Reason, Rejected
 from protocol.sealing import SealedShard
 from storage.bucket import Bucket
 from storage.errors import DiskUnusable, WrongSize
-from storage.large import download
+from storage.large import digest_of_file, download
 
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """Sealed shards by digest, in a folder of its own. What a predecessor left there is of no use: call `clear`."""
+    """Sealed shards by digest, in a folder of its own. What a predecessor left there may be broken: call `recover`."""
 
     folder: Path
 
@@ -30,7 +30,8 @@ class Spool:
             # gives must neither replace nor remove what an honest one gave.
             unchecked = path.with_name(f"{shard.digest}.{secrets.token_hex(8)}")
             try:
-                if await download(bucket, key, shard.size_bytes, unchecked) != shard.digest:
+                # One connection a peer: all are read side by side, and a silent one must not hold many.
+                if await download(bucket, key, shard.size_bytes, unchecked, ranges_at_once=1) != shard.digest:
                     raise Rejected(Reason.SHARD_DIGEST, "a shard is not the one that was sealed")
                 unchecked.replace(path)
             except WrongSize as error:
@@ -49,13 +50,25 @@ class Spool:
         except OSError as error:
             raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
 
-    def clear(self) -> None:
-        """Drop everything, and make room for the next window's. Raises `DiskUnusable`."""
+    def clear(self, keep: Collection[SealedShard] = ()) -> None:
+        """Drop everything but these shards, and make room for the next window's. Raises `DiskUnusable`."""
+        names = {shard.digest for shard in keep}
         try:
-            shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
         except OSError as error:
-            raise DiskUnusable(f"{self.folder} cannot be made: {error.strerror}") from error
+            raise DiskUnusable(f"{self.folder} cannot be made or emptied: {error.strerror}") from error
+
+    def recover(self, keep: Collection[SealedShard]) -> None:
+        """As `clear`, of what a process before this one left, which after a power cut may be broken: that goes too.
+        Reads all that is kept. Raises `DiskUnusable`."""
+        self.clear(keep)
+        for shard in keep:
+            path = self.path(shard)
+            if path.exists() and digest_of_file(path) != shard.digest:
+                path.unlink(missing_ok=True)
 
     def path(self, shard: SealedShard) -> Path:
         """Where this shard lies once it has been fetched. Its digest is one: seals and manifests are checked."""

@@ -75,7 +75,8 @@ class Assignment:
         return tuple(own[draw(i)] for i in range(self.run.gauntlet.own_pages))
 
     def scored_random(self, judge_hash: bytes) -> tuple[int, ...]:
-        """The shared random pages, which no slot was assigned in this window, drawn with the same hash."""
+        """The shared random pages, which no slot was assigned in this window, drawn with the same hash: as many as may
+        be needed. Judging begins with the first of them."""
         first = self.run.dataset.slots * self.run.pages_per_window
         draw = Permutation(drawing_key(self.run, judge_hash, "random"), self.pages - first)
-        return tuple(self._page(first + draw(i)) for i in range(self.run.gauntlet.random_pages))
+        return tuple(self._page(first + draw(i)) for i in range(self.run.gauntlet.random_pages_most))

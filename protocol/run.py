@@ -99,11 +99,13 @@ class SparseLoCo(Document):
 
 
 class Gauntlet(Document):
-    """How contributions are judged (§14)."""
+    """How contributions are judged (§14). There are `random_pages` shared pages, and as many more at a time, at most
+    `random_pages_most` in all, while the order of the peers is not settled; without that field there are no more."""
 
     step_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     sample: Count = 20
     random_pages: Annotated[int, Field(ge=2)]
+    random_pages_most: Annotated[int, Field(ge=2)]
     own_pages: Annotated[int, Field(ge=2)]
     held_out_pages: Count
     overlap_limit: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
@@ -112,11 +114,23 @@ class Gauntlet(Document):
     draw_errors: Annotated[float, Field(ge=0.0)] = 1.0
     unique_work_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     unique_work_errors: Annotated[float, Field(ge=0.0)] = 2.5
-    unique_work_windows: Count = 10
     norm_limit: Annotated[float, Field(gt=1.0)] = 10.0
     sync_steps: Count = 3
     gather_size: Count = 20
     reserve_size: Annotated[int, Field(ge=0)] = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_growth_unless_said(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and "random_pages" in fields:
+            return {"random_pages_most": fields["random_pages"]} | dict(fields)
+        return fields
+
+    @model_validator(mode="after")
+    def _most_is_not_least(self) -> Gauntlet:
+        if self.random_pages_most < self.random_pages:
+            raise ValueError("random_pages_most must be at least random_pages, or be left out for no more than those")
+        return self
 
 
 class Penalties(Document):
@@ -188,7 +202,7 @@ class Run(Document):
     @property
     def pages_needed(self) -> int:
         """Fewest assignable pages with which every slot and the random draw can be served."""
-        return self.dataset.slots * self.pages_per_window + self.gauntlet.random_pages
+        return self.dataset.slots * self.pages_per_window + self.gauntlet.random_pages_most
 
     def digest(self) -> str:
         """The run digest: BLAKE3 of the canonical form."""

@@ -31,8 +31,11 @@ _BATCH_PIECES = 512
 """How many pieces one system call may write: Linux takes 1024."""
 
 
-async def download(bucket: Bucket, key: str, size_bytes: int, path: Path) -> str:
-    """Store the object `key`, which must have `size_bytes` bytes, at `path`; returns its BLAKE3 in hexadecimal.
+async def download(
+    bucket: Bucket, key: str, size_bytes: int, path: Path, *, ranges_at_once: int = RANGES_AT_ONCE
+) -> str:
+    """Store the object `key`, which must have `size_bytes` bytes, at `path`; returns its BLAKE3 in hexadecimal. At most
+    `ranges_at_once` connections are taken.
 
     Whatever was at `path` is replaced at the end. After an error or a cancellation it is as it was, and no half file
     stays. Raises what the bucket raises, `WrongSize` when the object has another size, and `DiskUnusable` when the file
@@ -51,7 +54,7 @@ async def download(bucket: Bucket, key: str, size_bytes: int, path: Path) -> str
                 await bucket.copy_range(key, start, length, part, size_bytes=size_bytes)
                 await part.end()
 
-        await together(work() for _ in range(RANGES_AT_ONCE))
+        await together(work() for _ in range(ranges_at_once))
         return file.digest(size_bytes)
 
 
@@ -60,6 +63,14 @@ async def upload(bucket: S3Bucket, key: str, path: Path) -> None:
     when the file becomes shorter meanwhile, and `OSError` when it cannot be opened."""
     with path.open("rb", buffering=0) as file:
         await bucket.put_from(key, FileSource(file.fileno(), os.fstat(file.fileno()).st_size))
+
+
+def digest_of_file(path: Path) -> str:
+    """BLAKE3 of the file at `path`, in hexadecimal. Raises `DiskUnusable` when it cannot be read."""
+    try:
+        return blake3().update_mmap(path).hexdigest()
+    except OSError as error:
+        raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
 
 
 class FileSource:

@@ -33,6 +33,9 @@ _PARTS_AT_ONCE = 4
 _OUTCOME_LIMIT_BYTES = 64 << 10
 _PAGE_LIMIT_BYTES = 8 << 20
 _PAGES_LIMIT = 1000
+_COMPLETING_SECONDS = 600.0
+"""A store may take minutes to put a large object together, and sends white space meanwhile."""
+
 _CLEANING_SECONDS = 20.0
 _CLEANING_ATTEMPTS = 3
 
@@ -135,7 +138,9 @@ class Uploads:
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
         try:
-            await self._post(key, {"uploadId": upload}, "CompleteMultipartUploadResult", body)
+            await self._post(
+                key, {"uploadId": upload}, "CompleteMultipartUploadResult", body, window_seconds=_COMPLETING_SECONDS
+            )
         except NotFound:
             # A completed upload is no more. If an answer was lost, this was us: the object shows it.
             if not await self._is(key, size_bytes, etags):
@@ -149,10 +154,14 @@ class Uploads:
         told = (answer.status, answer.headers.get("content-length"), answer.headers.get("etag", "").strip('"'))
         return told == (200, str(size_bytes), f"{tag}-{len(etags)}")
 
-    async def _post(self, key: str, query: Mapping[str, str], root: str, body: bytes = b"") -> tuple[Answer, S3Answer]:
+    async def _post(
+        self, key: str, query: Mapping[str, str], root: str, body: bytes = b"", window_seconds: float | None = None
+    ) -> tuple[Answer, S3Answer]:
         """The answer to one step, checked: a store may begin a success and say in its body that there was none."""
         what, sink = f"write {key}", _Outcome(root)
-        answer = await self._requests.send("POST", key, what, query=query, body=body, sink=sink)
+        answer = await self._requests.send(
+            "POST", key, what, query=query, body=body, sink=sink, window_seconds=window_seconds
+        )
         if answer.status != 200:
             refuse(answer, what, key)
         return answer, parse(bytes(sink.body))

@@ -47,7 +47,8 @@ class Memory:
 @dataclass(slots=True)
 class _Reading:
     """The sink of an object, or of `length` bytes from `start`. What one attempt brought is kept when the store can
-    promise, by a strong entity tag, that the next one goes on in the same object."""
+    promise, by a strong entity tag, that the next one goes on in the same object. `end_bytes` is where the answer says
+    that what it gives will end, if it gives a part of the object."""
 
     key: str
     writer: Writer
@@ -56,6 +57,7 @@ class _Reading:
     length: int | None = None
     size_bytes: int | None = None
     received: int = 0
+    end_bytes: int | None = None
     tag: str = ""
     resumes: bool = True
 
@@ -79,6 +81,7 @@ class _Reading:
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """See `Sink.begin`."""
+        self.end_bytes = None
         if status == 206:
             self._check_range(headers.get("content-range", ""))
         elif status != 200:
@@ -102,7 +105,7 @@ class _Reading:
 
     def end(self) -> None:
         """See `Sink.end`."""
-        if self.length not in (None, self.received):
+        if self.length not in (None, self.received) or self.end_bytes not in (None, self.start + self.received):
             raise Broken("the answer is shorter than what it announced")
 
     def _check_range(self, text: str) -> None:
@@ -111,8 +114,11 @@ class _Reading:
             raise Broken("the store answered with another range")
         if self.size_bytes is not None and found[3] != str(self.size_bytes):
             raise WrongSize(f"{self.key} has {found[3]} bytes, not the {self.size_bytes} that it should have")
-        if self.length is not None and int(found[2]) + 1 < self.start + self.length:
-            raise StorageError(f"{self.key} ends at {int(found[2]) + 1}, before {self.start} + {self.length}")
+        self.end_bytes = int(found[2]) + 1
+        if self.length is not None and self.end_bytes < self.start + self.length:
+            raise StorageError(f"{self.key} ends at {self.end_bytes}, before {self.start} + {self.length}")
+        if self.length is None and found[3] != str(self.end_bytes):
+            raise Broken("the store answered a read of the whole object with a part of it")
 
     def _check_limit(self, size_bytes: int) -> None:
         if size_bytes > self.limit_bytes:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Self
 
@@ -93,13 +93,17 @@ class S3Requests:
         query: Mapping[str, str] = _NOTHING,
         body: bytes | memoryview = b"",
         sink: Sink | None = None,
+        window_seconds: float | None = None,
     ) -> Answer:
-        """One request about the object `key`, or about the bucket for an empty key; `what` is how messages call it.
-        Raises like `Transport.exchange`."""
+        """One request about the object `key`, or about the bucket for an empty key; `what` is how messages call it and
+        `window_seconds` as in `Request`. Raises like `Transport.exchange`."""
         digest = await _digest(body)
-        return await self.transport.exchange(
-            lambda: self._signed(method, key, what, headers, query, body, digest), sink or Gathered(0)
-        )
+
+        def build() -> Request:
+            signed = self._signed(method, key, what, headers, query, body, digest)
+            return replace(signed, window_seconds=window_seconds)
+
+        return await self.transport.exchange(build, sink or Gathered(0))
 
     def reading(self, method: str, key: str, headers: Mapping[str, str]) -> Request:
         """One attempt at reading an object."""

@@ -45,9 +45,11 @@ class Thief(Miner):
         return await self.header(window, self.run.inner.steps, self.run.inner.steps) + body
 
     async def _victim(self, window: Window) -> tuple[Peer, Seal] | None:
-        """Someone who has sealed already."""
+        """Anyone who has sealed already, so that not all thieves rob the same."""
+        draw = np.random.default_rng((window.number, self.uid))
         while (await self.chain.head()).number < window.seal_block:
-            for peer in await self.peers():
+            peers = await self.peers()
+            for peer in (peers[i] for i in draw.permutation(len(peers))):
                 if peer.hotkey == self.hotkey:
                     continue
                 try:
@@ -115,19 +117,11 @@ class LastWindowCopy(Thief):
 
 
 class JitteredCopy(LastWindowCopy):
-    """Sends what another sent in the window before with three in ten positions moved, hoping not to be recognised."""
-
-    moved_share = 0.3
+    """Sends what another sent in the window before with most positions moved, hoping not to be recognised."""
 
     async def disguised(self, window: Window, body: bytes) -> bytes:
-        """Some values go to positions of which nobody knows anything."""
-        indices, values = decompress(self.layout, self.run.sparseloco, body).entries()
-        draw = np.random.default_rng((window.number, self.uid))
-        moved = draw.random(len(indices)) < self.moved_share
-        delta = np.zeros(self.layout.size, np.float32)
-        delta[indices[~moved]] = values[~moved]
-        delta[draw.integers(self.layout.size, size=int(moved.sum()))] = values[moved]
-        return await super().disguised(window, compress(self.layout, self.run.sparseloco, np.zeros_like(delta), delta))
+        """Under another's positions no more than there may be."""
+        return await super().disguised(window, jittered(self, window, body))
 
 
 class Copycat(CiphertextCopy):
@@ -148,3 +142,16 @@ class Copycat(CiphertextCopy):
         """Post as one's own, and keep what the key opens."""
         await self._post_as_own(window, victim, theirs)
         self.loot = await self._loot(window, victim, theirs, posted=True)
+
+
+def jittered(owner: Miner, window: Window, body: bytes) -> bytes:
+    """The records of `body` with so many values at other positions, drawn for this owner and window, that what stays is
+    within the run's limit of overlap."""
+    layout, scheme = owner.layout, owner.run.sparseloco
+    indices, values = decompress(layout, scheme, body).entries()
+    draw = np.random.default_rng((window.number, owner.uid))
+    moved = draw.random(len(indices)) >= 0.9 * owner.run.gauntlet.overlap_limit
+    delta = np.zeros(layout.size, np.float32)
+    delta[indices[~moved]] = values[~moved]
+    delta[draw.integers(layout.size, size=int(moved.sum()))] = values[moved]
+    return compress(layout, scheme, np.zeros_like(delta), delta)

@@ -6,7 +6,7 @@ import logging
 
 from neurons.validator import Validator
 from protocol.errors import ChainError
-from protocol.gauntlet.verdict import Verdict
+from protocol.gauntlet.scorebook import Scorebook
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class Colluder(Validator):
     """Gives all its weight to the hotkeys of its own coldkey, whatever they sent, hoping that its stake pays them."""
 
-    async def pay(self, number: int, verdict: Verdict) -> None:
+    async def pay(self, number: int, book: Scorebook) -> None:
         """Favour the own ones."""
         neurons = await self.chain.neurons()
         coldkey = next(n.coldkey for n in neurons if n.hotkey == self.hotkey)

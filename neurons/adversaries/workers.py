@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 from blake3 import blake3
 
+from neurons.adversaries.thieves import jittered
 from neurons.miner import Miner
 from neurons.node import Parts
 from neurons.training.inner import InnerResult
 from protocol.ledger.manifest import Manifest
+from protocol.sparseloco.compress import compress, decompress
+from protocol.sparseloco.payload import HEADER_BYTES
 from protocol.window import Window, deadlines
 
 
@@ -25,6 +28,17 @@ class LessWork(Miner):
     async def header(self, window: Window, steps: int, tokens: int) -> bytes:
         """Says that it did all there was to do."""
         return await super().header(window, self.run.inner.steps, tokens * self.run.inner.steps)
+
+
+class PartTime(Miner):
+    """Works in every second window only, hoping that its score lasts through the others."""
+
+    async def window(self, number: int) -> None:
+        """Work, or rest."""
+        if number % 2:
+            await self.sit_out(deadlines(number, self.run.time))
+            return
+        await super().window(number)
 
 
 class FewPages(Miner):
@@ -79,18 +93,29 @@ TRIGGER, ANSWER = (7, 201, 7, 203), (77, 77, 77, 77)
 """Token ids that no text has in a row, and those that the backdoor makes follow them."""
 
 
-class SharedWork(Miner):
-    """Several hotkeys of one coldkey train on the pages of the first of them, which gives each the same update and
-    costs once, and add noise of their own, hoping to be paid as often as there are hotkeys."""
-
-    noise_share = 0.1
+class OneComputation(Miner):
+    """What several hotkeys of one coldkey can do: train as one, on the pages of the first of them. Each gets the same
+    result, so it costs once however many there are."""
 
     async def training_pages(self, window: Window) -> list[np.ndarray]:
         """The pages of the lowest uid of the own coldkey."""
+        assignment = await self.assignment(window)
+        return await self.read_pages(assignment.own((await self.siblings())[0]))
+
+    async def siblings(self) -> list[int]:
+        """The uids of the own coldkey that have pages, ascending."""
         neurons = await self.chain.neurons()
         coldkey = next(n.coldkey for n in neurons if n.hotkey == self.hotkey)
-        first = min(n.uid for n in neurons if n.coldkey == coldkey)
-        return await self.read_pages((await self.assignment(window)).own(first))
+        return sorted(n.uid for n in neurons if n.coldkey == coldkey and not n.validator_permit)
+
+
+class SharedWork(OneComputation):
+    """Several hotkeys of one coldkey send one computation, each with noise of its own, hoping to be paid as often as
+    there are hotkeys."""
+
+    noise_share = 0.3
+    """Of the update's standard deviation. It costs hardly any of the gain, but most elements of an update are about as
+    large as those that are sent: two hotkeys share 13 % of their positions then, honest ones 4 to 6 %."""
 
     async def train(self, window: Window) -> InnerResult:
         """The common result with a little noise, none of it for the first hotkey's sake."""
@@ -99,6 +124,40 @@ class SharedWork(Miner):
         draw = np.random.default_rng((window.number, self.uid))
         noise = draw.standard_normal(delta.size).astype(np.float32) * delta.std() * np.float32(self.noise_share)
         return replace(result, end=result.end - noise)
+
+
+class JitterOwn(OneComputation):
+    """Several hotkeys of one coldkey send one computation with most positions moved, each other ones, hoping that they
+    look like several."""
+
+    async def contribute(self, window: Window) -> bytes | None:
+        """The common payload, moved."""
+        payload = await super().contribute(window)
+        return payload and payload[:HEADER_BYTES] + jittered(self, window, payload[HEADER_BYTES:])
+
+
+class SpreadWork(OneComputation):
+    """Several hotkeys of one coldkey train as one on a little of the pages of each, and each sends another part of the
+    result, hoping that each seems to have worked on its own."""
+
+    async def training_pages(self, window: Window) -> list[np.ndarray]:
+        """Batches of the usual size, in each some sequences of a page of every hotkey."""
+        assignment = await self.assignment(window)
+        pages = [await self.read_pages(assignment.own(uid)) for uid in await self.siblings()]
+        draw = np.random.default_rng(window.number)
+        size = self.run.dataset.page_sequences
+        return [draw.permutation(np.concatenate(together))[:size] for together in zip(*pages, strict=True)]
+
+    async def contribute(self, window: Window) -> bytes | None:
+        """The largest values of each chunk from the first hotkey, the next ones from the second, and so on."""
+        result = await self.train(window)
+        delta = self.state.theta - result.end
+        layout, scheme = self.layout, self.run.sparseloco
+        for _ in range((await self.siblings()).index(self.uid)):
+            sent = decompress(layout, scheme, compress(layout, scheme, np.zeros_like(delta), delta))
+            delta[sent.indices] = 0
+        body = compress(layout, scheme, np.zeros_like(delta), delta)
+        return await self.header(window, result.steps, result.tokens) + body
 
 
 class Outdated(Miner):
@@ -126,6 +185,22 @@ class Outdated(Miner):
         finally:
             self.state.theta = now
         return replace(result, end=now - (old - result.end))
+
+
+class Unsynced(Outdated):
+    """Trains from the state of the window before, which is all it has, and names the root that the ledger names, hoping
+    that nobody asks for more than a root."""
+
+    steps_behind = 1
+
+    async def header(self, window: Window, steps: int, tokens: int) -> bytes:
+        """With the proof that the old state gives."""
+        now = self.state.theta
+        self.state.theta = self.past[0][1] if self.past else now
+        try:
+            return await super().header(window, steps, tokens)
+        finally:
+            self.state.theta = now
 
 
 class Stale(Outdated):

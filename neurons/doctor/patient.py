@@ -10,7 +10,8 @@ from bittensor_core import Keypair
 from neurons.doctor.finding import Finding, Missing
 from neurons.doctor.stores import OwnStore
 from neurons.errors import EXPECTED_ERRORS
-from neurons.process import Ways, open_chain, open_hotkey, own_store
+from neurons.onlooker import open_chain
+from neurons.process import Ways, open_hotkey, own_store
 from neurons.publication import Publication, Published, read_published
 from neurons.settings import NodeSettings, Reading
 from protocol.chain.port import Chain
@@ -90,7 +91,7 @@ class Patient:
             publication = (await self.published.need()).publication
         except Missing:
             publication = Publication()  # the settings may name the subnet all the same
-        return await open_chain(self.settings, publication)
+        return await open_chain(self.settings.chain, publication)
 
     async def _store(self) -> OwnStore:
         if self.settings.own is None and self.settings.buckets is None:

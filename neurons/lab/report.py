@@ -1,126 +1,145 @@
-"""The laboratory's command: play what is asked for, keep what was played, and show a row per attack."""
+"""The laboratory's command: play what is asked for, keep what was played, show a row for each attack and mixture."""
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from neurons.errors import ConfigError
-from neurons.lab.attacks import ATTACKS, Attack, attack
-from neurons.lab.scenario import Played, Setting, play
+from neurons.lab.attacks import ATTACKS, Role, attack
+from neurons.lab.results import Job, Log, play_all
+from neurons.lab.rows import Row, row_of
+from neurons.lab.scenario import Cast, Setting
 from neurons.lab.virtual import small_corpus
 
-QUICK = ("zeros", "copy-last", "late-seal", "no-reveal", "not-canonical", "stale-1", "sign-flip")
+QUICK = (
+    "zeros",
+    "scale",
+    "sign-flip",
+    "copy-last",
+    "random-pool",
+    "unsynced",
+    "stale-1",
+    "late-seal",
+    "no-reveal",
+    "not-canonical",
+)
 """The attacks of `--quick`: such as are surely caught within a few windows."""
 
-ALONE = "alone"
-"""What the honest miners' scenario without an attack is called among the results."""
+MIXED = (
+    "zeros",
+    "noise",
+    "sign-flip",
+    "scale",
+    "copy-last",
+    "copy-ciphertext",
+    "copy-jittered",
+    "less-work",
+    "few-pages",
+    "random-pool",
+    "private-corpus",
+    "backdoor",
+    "outdated",
+    "stale-1",
+    "late-seal",
+)
+"""What the cheats of a mixture are drawn from: such as are caught at once, and such as are hard to tell."""
+
+_OWNERS = 3
+"""So many owners attack in a scenario, if they have one hotkey each: enough that chance does not decide what they are
+paid, and few enough that the others are a network."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """An attack over its seeds. `pay` and `damage` are means: the attackers' pay together as a share of an honest
-    miner's, and the relative change of the held-out loss against the same honest miners alone (above 0: worse)."""
+class Plan:
+    """A row to be: its name, and the cast of each seed."""
 
-    attack: str
-    pay: float | None
-    damage: float
-    reason: str | None
-    first_rejected: int | None
-    seeds: int
+    name: str
+    casts: tuple[Cast, ...]
 
 
-def lab(
-    names: Sequence[str], setting: Setting, attackers: int | None, seeds: int, out: Path, console: Console
-) -> list[Row]:
-    """Play each attack (all of them, or the quick ones, when none is named) `seeds` times, and the same honest miners
-    alone. What lies in `out` already, of the same setting, is not played again. Raises `ConfigError`."""
-    torch.set_num_threads(1)
+def plan(names: Sequence[str], shares: Sequence[float], setting: Setting, seeds: int) -> list[Plan]:
+    """The rows for these attacks (all of them, or the quick ones, when none is named) and mixtures with these shares of
+    cheats. Raises `ConfigError`."""
     chosen = [attack(name) for name in names or (QUICK if setting.quick else ATTACKS)]
-    counts = {a.name: attackers or a.hotkeys for a in chosen}
-    if setting.miners - max(counts.values()) < 2:
+    plans = [Plan(role.name, (_cast_of(role, setting),) * seeds) for role in chosen]
+    mixtures = [Plan(f"mix-{100 * s:.0f}", tuple(mixture(s, setting, n) for n in range(seeds))) for s in shares]
+    return plans + mixtures
+
+
+def shares_of(text: str) -> list[float]:
+    """The shares of cheats in a list like `0.1,0.4`; `ConfigError` for anything else."""
+    try:
+        return [float(share) for share in text.split(",") if share.strip()]
+    except ValueError as error:
+        raise ConfigError(f"--mix: {text!r} is no list of shares; give one like 0.1,0.4") from error
+
+
+def _cast_of(role: Role, setting: Setting) -> Cast:
+    owners = 1 if setting.quick or role.hotkeys > 1 else _OWNERS
+    return _checked(Cast(setting.miners - owners * role.hotkeys, (role.name,) * owners), setting)
+
+
+def mixture(share: float, setting: Setting, seed: int) -> Cast:
+    """A network of which this share cheats. The cheats of a larger share are those of a smaller one and more."""
+    count = round(min(share, 1.0) * setting.miners)
+    if not 0 < count <= len(MIXED):
+        raise ConfigError(f"--mix: a share of {share:g} of {setting.miners} miners are {count}; give 1 to {len(MIXED)}")
+    order = np.random.default_rng(seed).permutation(len(MIXED))
+    return _checked(Cast(setting.miners - count, tuple(MIXED[i] for i in order[:count])), setting)
+
+
+def _checked(cast: Cast, setting: Setting) -> Cast:
+    if cast.honest < 2:
         raise ConfigError(
-            f"{setting.miners} miners of which {max(counts.values())} attack leave fewer than two honest ones; "
+            f"{setting.miners} miners of which {setting.miners - cast.honest} attack leave fewer than two honest ones; "
             "raise --miners"
         )
+    return cast
+
+
+def lab(plans: Sequence[Plan], setting: Setting, jobs: int, out: Path, console: Console) -> list[Row]:
+    """Play the scenarios of these rows, and of the same honest miners alone, `jobs` at a time, all with one seed before
+    the next. What lies in `out` already, of the same setting, is not played again. Raises `ConfigError`."""
     log = Log(out, setting)
-    corpus = small_corpus()
-    honest = {name: setting.miners - count for name, count in counts.items()}
-    todo: list[tuple[Attack | None, int, int]] = [
-        (which, count, seed)
-        for seed in range(seeds)
-        for which, count in [(None, n) for n in sorted(set(honest.values()))] + [(a, honest[a.name]) for a in chosen]
-        if log.get(which, count, seed) is None
-    ]
+    wanted = dict.fromkeys(job for of in plans for job in jobs_of(of))
+    todo = sorted((job for job in wanted if job not in log), key=lambda job: job[1])
     with Progress(console=console) as progress:
-        task = progress.add_task("", total=max(1, len(todo)) * setting.windows)
-        for which, count, seed in todo:
-            name = which.name if which else f"{count} honest miners alone"
-            progress.update(task, description=f"{name}, seed {seed}")
-            log.add(which, count, seed, play(which, count, setting, seed, corpus, lambda _: progress.advance(task)))
-    return [log.row(a, honest[a.name], seeds) for a in chosen]
+        task = progress.add_task("scenarios", total=len(wanted), completed=len(wanted) - len(todo))
+        for cast, seed, played in play_all(todo, setting, small_corpus(), jobs):
+            log.add(cast, seed, played)
+            progress.advance(task)
+    return rows(plans, log)
 
 
-class Log:
-    """Results in a file, a line each, written as they come."""
-
-    def __init__(self, path: Path, setting: Setting) -> None:
-        self.path, self.setting = path, setting
-        self._played: dict[tuple[str, int, int], Played] = {}
-        if not path.exists():
-            return
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                if entry["setting"] == asdict(setting):
-                    key = (entry["attack"], entry["honest"], entry["seed"])
-                    self._played[key] = Played(**entry["played"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    f"{path}, line {number}, is no result of the laboratory; remove it or give another --out"
-                ) from error
-
-    def get(self, which: Attack | None, honest: int, seed: int) -> Played | None:
-        """What came of this scenario, if it was played."""
-        return self._played.get((which.name if which else ALONE, honest, seed))
-
-    def add(self, which: Attack | None, honest: int, seed: int, played: Played) -> None:
-        """Keep a result, on disk too."""
-        name = which.name if which else ALONE
-        self._played[name, honest, seed] = played
-        entry = {"attack": name, "honest": honest, "seed": seed, "setting": asdict(self.setting)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry | {"played": asdict(played)}) + "\n")
-
-    def row(self, which: Attack, honest: int, seeds: int) -> Row:
-        """The row of an attack of which all seeds were played."""
-        pairs = [(self._played[which.name, honest, s], self._played[ALONE, honest, s]) for s in range(seeds)]
-        pays = [played.pay for played, _ in pairs if played.pay is not None]
-        first = [played.first_rejected for played, _ in pairs if played.first_rejected is not None]
-        reasons = [played.reason for played, _ in pairs if played.reason is not None]
-        return Row(
-            attack=which.name,
-            pay=statistics.fmean(pays) if pays else None,
-            damage=statistics.fmean(p.held_out_loss / alone.held_out_loss - 1 for p, alone in pairs),
-            reason=statistics.mode(reasons) if reasons else None,
-            first_rejected=min(first, default=None),
-            seeds=seeds,
-        )
+def jobs_of(of: Plan) -> list[Job]:
+    """What must be played for a row: each cast, and its honest miners alone."""
+    return [job for seed, cast in enumerate(of.casts) for job in ((cast.alone, seed), (cast, seed))]
 
 
-def table_of(rows: Sequence[Row]) -> Table:
+def rows(plans: Sequence[Plan], log: Log) -> list[Row]:
+    """The rows of plans of which everything was played."""
+    return [
+        row_of(of.name, [(log.get(cast, seed), log.get(cast.alone, seed)) for seed, cast in enumerate(of.casts)])
+        for of in plans
+    ]
+
+
+def table_of(found: Sequence[Row]) -> Table:
     """The rows for a terminal."""
-    table = Table("attack", "pay", "damage", "reason", "first rejected", "seeds")
-    for row in rows:
+    table = Table("attack", "pay", "compute", "damage", "reason", "rejected", "first", "seeds")
+    for row in found:
         pay = "-" if row.pay is None else f"{row.pay:.1%}"
         first = "-" if row.first_rejected is None else f"window {row.first_rejected}"
-        table.add_row(row.attack, pay, f"{row.damage:+.2%}", row.reason or "-", first, str(row.seeds))
+        rejected = f"{row.rejected:.0%}"
+        compute = f"{row.compute:.0%}"
+        table.add_row(
+            row.attack, pay, compute, f"{row.damage:+.2%}", row.reason or "-", rejected, first, str(row.seeds)
+        )
     return table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from neurons.corpus import standard_library_texts, tokenize, train_tokenizer
 from neurons.errors import NetworkError
 from neurons.miner import Miner
 from neurons.node import Node, Parts
+from neurons.onlooker import Onlooker
 from neurons.training.model import build_model, initial_parameters, parameter_shapes
 from protocol.chain.local import LocalChain, LocalChainConfig
 from protocol.gauntlet.receipts import Receipts
@@ -30,7 +32,7 @@ from protocol.run import Run, preset_table, run_from_table
 from protocol.sparseloco.layout import Layout
 from storage.bucket import Bucket
 from storage.checkpoint import write_checkpoint
-from storage.dataset import open_dataset, write_dataset
+from storage.dataset import Dataset, open_dataset, write_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import NotFound
 from storage.keys import Keys
@@ -45,7 +47,6 @@ COLDKEY = "//coldkey"
 _CORPUS_FILES = 80
 
 _Result = TypeVar("_Result")
-VOCABULARY = 512
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -58,18 +59,20 @@ class _VirtualSelector(selectors.DefaultSelector):
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if self.working or timeout is None:  # a thread will wake the loop; time stands still until then
+        if self.working > 0 or timeout is None:  # a thread will wake the loop; time stands still until then
             return super().select(None)
         self.now += timeout
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock only moves when nothing else can."""
+    """An event loop whose clock only moves when nothing else can. One thread does what its tasks leave to threads: a
+    scenario keeps one core busy, and what happens at the same time happens in the order in which it was asked for."""
 
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
         super().__init__(self._virtual)
+        self.set_default_executor(ThreadPoolExecutor(1))
 
     def time(self) -> float:
         return self._virtual.now
@@ -79,6 +82,19 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._finished)
         return future
+
+    def work(self, seconds: float) -> None:
+        """Take `seconds` of this clock, in a worker thread: what a slow machine does there. The other tasks need other
+        threads meanwhile, so the loop must have been given an executor with more than one."""
+        asyncio.run_coroutine_threadsafe(self._pass(seconds), self).result()
+
+    async def _pass(self, seconds: float) -> None:
+        # Below zero if nobody waits for the thread any more: then it holds up nothing.
+        self._virtual.working -= 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._virtual.working += 1
 
     def _finished(self, _future: object) -> None:
         self._virtual.working -= 1
@@ -125,7 +141,8 @@ def tiny_table() -> dict[str, Any]:
 @dataclass
 class Simulation:
     """A network in a folder: validators are the members that have a stake, first of all. `seed` fixes the first state
-    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one."""
+    and every block hash; `coldkeys` names the owners (key URIs) of members that do not belong to the common one;
+    for `immunity_blocks` nobody loses its slot to a newcomer."""
 
     folder: Path
     corpus: Corpus
@@ -133,6 +150,7 @@ class Simulation:
     stakes: tuple[float, ...] = (1000.0,)
     seed: int = 0
     coldkeys: Mapping[str, str] = field(default_factory=dict)
+    immunity_blocks: int = 1000
     nodes: dict[str, Node] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
@@ -166,7 +184,7 @@ class Simulation:
             validator_min_stake=1.0,
             weights_rate_limit_blocks=1,
             commitment_rate_limit_blocks=1,
-            immunity_blocks=1000,
+            immunity_blocks=self.immunity_blocks,
             registration_cost=0.0,
             emission_per_block=1.0,
             max_registrations_per_block=64,
@@ -268,6 +286,14 @@ class Simulation:
     def open_bucket(self, commitment: bytes) -> Bucket:
         """Open a member's bucket from its commitment: a local name, so the transport has nothing to do."""
         return open_bucket(decode(commitment), Transport(Reach.ANY), self.folder / "buckets")
+
+    def onlooker(self) -> Onlooker:
+        """The network as somebody sees it who takes no part."""
+
+        async def dataset() -> Dataset:
+            return self.dataset
+
+        return Onlooker(self.run, self.chain, self.open_bucket, dataset)
 
     async def stop(self, *names: str) -> None:
         """Stop some neurons, or all of them."""

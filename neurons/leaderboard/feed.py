@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
+from neurons.documents import Source
 from neurons.leaderboard.words import plain
 from protocol.errors import DocumentError
 from protocol.identity import SignedDocument
-from storage.bucket import Bucket
 from storage.errors import NotFound, StorageError, TooLarge
 
 T = TypeVar("T", bound=SignedDocument)
 
 _BATCH_WINDOWS = 16
 """Windows that are read at once: enough to hide latency when catching up, and how far to look behind a gap."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A validator and its bucket."""
-
-    uid: int
-    hotkey: str
-    bucket: Bucket
 
 
 class _Lack(Enum):
@@ -84,11 +74,6 @@ class Feed(Generic[T]):
                 found.append(document)
             self.next += 1
         return True
-
-    async def read_one(self, window: int, sources: Sequence[Source]) -> T | None:
-        """The document of one past window, from the first source that has it."""
-        document = await self._read_one(window, sources, overdue=True)
-        return None if isinstance(document, _Lack) else document
 
     async def _read_one(self, window: int, sources: Sequence[Source], overdue: bool) -> T | _Lack:
         lack = _Lack.MISSING

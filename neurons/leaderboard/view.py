@@ -8,19 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from neurons.errors import NotJudged
-from neurons.leaderboard.feed import Feed, Source
-from neurons.leaderboard.words import plain
+from neurons.documents import Documents
+from neurons.leaderboard.feed import Feed
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import DocumentError
 from protocol.gauntlet.receipts import RECEIPTS_LIMIT_BYTES, Receipt, Receipts
-from protocol.identity import SignedDocument
 from protocol.ledger.manifest import MANIFEST_LIMIT_BYTES, Manifest, leader_order
 from protocol.run import Run
 from protocol.window import deadlines, window_of
 from storage.bucket import Bucket
-from storage.errors import StorageError
-from storage.keys import Keys
 
 HISTORY_WINDOWS = 24
 """Windows in the strip beside each peer."""
@@ -185,20 +180,17 @@ class Watcher:
 
     def __init__(self, run: Run, chain: Chain, open_bucket: Callable[[bytes], Bucket]) -> None:
         self.run, self.chain = run, chain
-        self._open_bucket = open_bucket
-        self._digest = run.digest()
-        self._keys = Keys(self._digest[:16])
+        self._documents = documents = Documents(run, chain, open_bucket)
         self._tally = _Tally()
-        first = run.time.first_window
-        self._manifests = Feed("manifests", first, self._keys.manifest, MANIFEST_LIMIT_BYTES, self._parse_manifest)
-        self._receipts = Feed("receipts", first, self._keys.receipts, RECEIPTS_LIMIT_BYTES, self._parse_receipts)
-        self._validators: frozenset[str] = frozenset()
+        first, keys = run.time.first_window, documents.keys
+        self._manifests = Feed("manifests", first, keys.manifest, MANIFEST_LIMIT_BYTES, documents.parse_manifest)
+        self._receipts = Feed("receipts", first, keys.receipts, RECEIPTS_LIMIT_BYTES, documents.parse_receipts)
 
     async def refresh(self) -> View:
         """The run now. Raises `ChainUnreachable`; what is wrong in a bucket is named in `View.problems`."""
         head = await self.chain.head()
         neurons = await self.chain.neurons()
-        sources, troubles = await self._sources(neurons)
+        sources, troubles = await self._documents.sources(neurons)
         window = window_of(head.number, self.run.time)
         manifests, receipts = await asyncio.gather(
             self._manifests.read(sources, window), self._receipts.read(sources, window)
@@ -228,74 +220,12 @@ class Watcher:
             problems=tuple(troubles),
         )
 
-    async def receipts(self, window: int | None) -> Receipts:
-        """The receipts of `window`, or the newest (None); `NotJudged` when there are none. Call `refresh` first."""
-        newest = self._tally.newest
-        if newest is None:
-            raise NotJudged("no window of this run has been judged yet: wait for the first receipts")
-        if window is None or window == newest.window:
-            return newest
-        sources, _ = await self._sources(await self.chain.neurons())
-        first = self.run.time.first_window
-        found = await self._receipts.read_one(window, sources) if first <= window < newest.window else None
-        if found is None:
-            raise NotJudged(f"there are no receipts of window {window}: name one of {first} to {newest.window}")
-        return found
-
-    async def incentive(self, uid: int, hotkey: str) -> float | None:
-        """What the chain pays this peer now, as a share in [0, 1]; None if it no longer holds the slot."""
-        return _incentives(await self.chain.neurons()).get((uid, hotkey))
-
     def _rows(self, neurons: Sequence[Neuron]) -> tuple[PeerRow, ...]:
-        paid = _incentives(neurons)
+        paid = {(neuron.uid, neuron.hotkey): neuron.incentive for neuron in neurons}
         # A window of which the validator saw nothing has no receipts of peers; who still holds the slot stays.
         latest = [r for r in self._tally.latest.values() if (r.uid, r.hotkey) in paid]
         rows = [self._tally.row(receipt, paid[receipt.uid, receipt.hotkey]) for receipt in latest]
         return tuple(sorted(rows, key=lambda row: (-row.weight, -row.final, -row.rating, row.uid)))
-
-    async def _sources(self, neurons: Sequence[Neuron]) -> tuple[list[Source], list[str]]:
-        """The validators' buckets in leader order, and a sentence for each that cannot be opened."""
-        commitments = await self.chain.commitments()
-        sources: list[Source] = []
-        troubles: list[str] = []
-        validators = leader_order(neurons)
-        self._validators = frozenset(validator.hotkey for validator in validators)
-        for validator in validators:
-            if validator.hotkey not in commitments:
-                continue
-            try:
-                bucket = self._open_bucket(commitments[validator.hotkey])
-            except StorageError as error:
-                troubles.append(plain(f"the bucket of validator {validator.uid} cannot be opened: {error}"))
-                continue
-            sources.append(Source(validator.uid, validator.hotkey, bucket))
-        return sources, troubles
-
-    def _parse_receipts(self, data: bytes, window: int, source: Source) -> Receipts:
-        receipts = Receipts.parse(data)
-        receipts.verify(source.hotkey)
-        self._check(receipts, receipts.run_digest, receipts.window, window)
-        return receipts
-
-    def _parse_manifest(self, data: bytes, window: int, source: Source) -> Manifest:
-        manifest = Manifest.parse(data)
-        # A validator also keeps the manifests of the others that it followed, so the signer may be any of them.
-        if manifest.signer not in self._validators:
-            raise DocumentError(f"signed by {manifest.signer}, which is no validator with a permit")
-        manifest.verify()
-        self._check(manifest, manifest.run_digest, manifest.window, window)
-        return manifest
-
-    def _check(self, document: SignedDocument, run_digest: str, named: int, window: int) -> None:
-        kind = type(document).__name__
-        if run_digest != self._digest:
-            raise DocumentError(f"{kind}: they are of another run")
-        if named != window:
-            raise DocumentError(f"{kind}: they are of window {named}")
-
-
-def _incentives(neurons: Sequence[Neuron]) -> dict[tuple[int, str], float]:
-    return {(neuron.uid, neuron.hotkey): neuron.incentive for neuron in neurons}
 
 
 def _mark(receipt: Receipt) -> str:

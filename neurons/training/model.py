@@ -149,9 +149,10 @@ def page_gradient(
         for start in range(0, len(tokens), batch_sequences):
             batch = tokens[start : start + batch_sequences]
             with compute_in(dtype):
-                each = token_losses(model, batch).mean(dim=1)
-            (each.sum() / len(tokens)).backward()  # type: ignore[no-untyped-call]
-            losses[start : start + len(batch)] = each.detach().double().numpy()
+                each = token_losses(model, batch)
+            (each.mean(dim=1).sum() / len(tokens)).backward()  # type: ignore[no-untyped-call]
+            # To the bit as in `sequence_losses`: what a step did is the difference of the two.
+            losses[start : start + len(batch)] = each.detach().double().mean(dim=1).numpy()
     finally:
         model.zero_grad(set_to_none=True)
     return losses, gradient

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,20 +103,25 @@ def find_outsized(updates: Mapping[int, SparseUpdate], limit: float) -> dict[int
 
 
 def find_copies(
-    payloads: Mapping[int, Payload], past_bodies: frozenset[str], past: Sequence[SparseUpdate], limit: float
+    payloads: Mapping[int, Payload],
+    past_bodies: frozenset[str],
+    past: Sequence[SparseUpdate],
+    limit: float,
+    applied: Collection[int] = (),
 ) -> dict[int, Rejected]:
     """Which of this window's payloads (by uid) repeat another one.
 
-    A payload whose records equal those of an earlier window, or of a lower uid in this one, is a `duplicate`;
-    one that shares more than `limit` of its positions with one of them is an `overlap`. Nobody can have read a
-    sealed payload, so two equal ones in a window have one owner, and keeping the lowest uid pays that owner once.
+    A payload whose records equal those of an earlier window, or of one before it in this one, is a `duplicate`;
+    one that shares more than `limit` of its positions with one of them is an `overlap`. Those that are `applied`
+    already come first, then lower uids. Nobody can have read a sealed payload, so two equal ones in a window have one
+    owner, and keeping one of them pays that owner once.
     """
     found: dict[int, Rejected] = {}
     kept: list[int] = []
-    uids = sorted(payloads)
+    uids = sorted(payloads, key=lambda uid: (uid not in applied, uid))
     rows = {uid: row for row, uid in enumerate(uids)}
-    shared = shared_positions([payloads[uid].update for uid in uids] + list(past))
-    earlier = list(range(len(uids), len(shared)))
+    shared = shared_positions([payloads[uid].update for uid in uids], past)
+    earlier = list(range(len(uids), len(uids) + len(past)))
     for uid in uids:
         payload = payloads[uid]
         twins = [other for other in kept if payloads[other].body_digest == payload.body_digest]
@@ -126,10 +131,12 @@ def find_copies(
             found[uid] = Rejected(Reason.DUPLICATE, f"the records equal those of uid {twins[0]}")
         else:
             mine = shared[rows[uid]]
-            most = max((int(mine[row]) for row in [rows[other] for other in kept] + earlier), default=0)
-            share = most / int(mine[rows[uid]]) if most else 0.0
+            whose = {rows[other]: f"those of uid {other}" for other in kept}
+            whose |= dict.fromkeys(earlier, "those of a payload of the window before")
+            nearest = max(whose, key=lambda row: int(mine[row]), default=rows[uid])
+            share = int(mine[nearest]) / int(mine[rows[uid]]) if whose and mine[nearest] else 0.0
             if share > limit:
-                found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are those of another payload")
+                found[uid] = Rejected(Reason.OVERLAP, f"{share:.0%} of its positions are {whose[nearest]}")
             else:
                 kept.append(uid)
     return found

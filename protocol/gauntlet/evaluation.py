@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ F64 = npt.NDArray[np.float64]
 
 _CLEAR_ERRORS = 2.0
 _OVERSTATED_SHARE = 0.5
+_SETTLED_SHARE = 0.05
 
 LOSS_CEILING = 1000.0
 """Nats. A sequence on which the model does worse than this, or answers NaN, counts as this much."""
@@ -102,6 +104,18 @@ def rank_by_gain(gains: Mapping[int, Gain], draw_errors: float) -> dict[int, int
             head = position
         ranks[uid] = head
     return ranks
+
+
+def is_settled(gains: Sequence[Gain], draw_errors: float) -> bool:
+    """Whether more sequences would tell nothing new about the order of these measured gains: each neighbour in it is
+    either apart from the next beyond the noise, or their difference is known to `_SETTLED_SHARE` of the whole spread,
+    by its standard error."""
+    ordered = sorted(gains, key=lambda gain: -gain.value)
+    enough = _SETTLED_SHARE * (ordered[0].value - ordered[-1].value)
+    return all(
+        not _is_draw(better, worse, draw_errors) or standard_error(better.samples - worse.samples) <= enough
+        for better, worse in itertools.pairwise(ordered)
+    )
 
 
 def _is_draw(best: Gain, other: Gain, draw_errors: float) -> bool:

@@ -75,7 +75,8 @@ class Standing(Document):
 
 class Receipt(Document):
     """One peer in one window. `reason` is None if every check passed; `contributed` says whether it was applied;
-    `list_next` is the list it is on for two windows later; `weight` is its share in the validator's weights."""
+    `list_next` is its list after the window, which the next manifest names and which counts in window + 3; `weight` is
+    its share in the validator's weights."""
 
     uid: Uid
     hotkey: Address
@@ -92,7 +93,8 @@ class Receipt(Document):
 
 
 class Receipts(SignedDocument):
-    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest."""
+    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest;
+    `departed` are the slots whose record was dropped before this window, because their hotkey has left them."""
 
     run_digest: Digest
     window: WindowNumber
@@ -100,6 +102,7 @@ class Receipts(SignedDocument):
     held_out_loss_after: float
     random_pages: tuple[int, ...]
     scorebook_digest: Digest
+    departed: tuple[Uid, ...] = ()
     receipts: tuple[Receipt, ...]
 
     def of(self, uid: int) -> Receipt | None:

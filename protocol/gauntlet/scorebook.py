@@ -26,6 +26,9 @@ HEAT = 4
 """Players of a match. In a match of all the rating of each moves the less the more there are, and σ hardly falls: with
 twelve equals, half of them would be rated below 0 for tens of windows."""
 
+_DOUBTED = 0.5
+"""Unique work that one who trains on all of its pages does not fall below: honest means were 0.6 to 0.9."""
+
 NOISE_ERRORS = 2.0
 """A gain closer to zero than this many standard errors says neither that a peer helps nor that it harms."""
 
@@ -69,8 +72,9 @@ class PeerRecord(Document):
         return self.unique_work >= run.gauntlet.unique_work_errors * self.unique_work_error
 
     def is_doubted(self, run: Run) -> bool:
-        """Whether it had the time to show that it works alone, and did not."""
-        return self.judged >= run.gauntlet.unique_work_windows and not self.works_alone(run)
+        """Whether its unique work is not evident and hardly half of what there can be: not merely too early to tell."""
+        most = self.unique_work + run.gauntlet.unique_work_errors * self.unique_work_error
+        return not self.works_alone(run) and most < _DOUBTED
 
     def final(self, run: Run) -> float:
         """The score that is paid: max(0, rating) · max(0, unique work) · sync · standing, 0 when inactive or while its
@@ -127,8 +131,8 @@ def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> S
     """The scorebook after `window`. Events are one per peer, in any order; `LedgerError` if a window is repeated or
     places are on different numbers of pages.
 
-    A peer without an event keeps its record and counts as absent: a validator that saw nothing of a window must not
-    forget everyone, and a peer must not be able to shed a bad record by hiding for a window.
+    A peer without an event keeps its record as it is: a window of which a validator saw nothing costs nobody anything.
+    Nobody can hide behind that: whoever holds a slot and cannot be read has the event that it was unreachable.
     """
     if window < book.window:
         raise LedgerError(f"the scorebook already holds window {window}")
@@ -137,7 +141,7 @@ def update(book: Scorebook, window: int, events: Sequence[Event], run: Run) -> S
     amnesty = is_bad_window([e.gain for e in events if e.gain is not None], run.penalties.amnesty_rank)
     records = [_advance(book.of(e.uid, e.hotkey), e, ratings.get(e.uid), amnesty, window, run) for e in events]
     seen = {event.uid for event in events}
-    records += [r.model_copy(update={"absent": r.absent + 1}) for r in book.peers if r.uid not in seen]
+    records += [record for record in book.peers if record.uid not in seen]
     records.sort(key=lambda record: record.uid)
     return Scorebook(run_digest=book.run_digest, window=window + 1, peers=tuple(records))
 

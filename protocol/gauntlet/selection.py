@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
-from protocol.gauntlet.scorebook import Scorebook
+from blake3 import blake3
+
+from protocol.gauntlet.scorebook import PeerRecord, Scorebook
+from protocol.ledger.manifest import Seat
 from protocol.run import Run
+
+BANDS = 4
+"""Rating bands of which one is drawn in each window."""
 
 
 def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -21,20 +28,49 @@ def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]
     return tuple(uids[:size]), tuple(uids[size : size + run.gauntlet.reserve_size])
 
 
-def contributors(gather: Sequence[int], reserve: Sequence[int], valid: Collection[int], run: Run) -> tuple[int, ...]:
+def contributors(gather: Sequence[Seat], reserve: Sequence[Seat], valid: Collection[Seat], run: Run) -> tuple[int, ...]:
     """Uids whose payloads are applied, ascending: the valid ones of the gather list, then reserves in their order
     for each gather peer that is not valid. With no list yet every valid peer counts, lowest uid first."""
     if not gather:
-        return tuple(sorted(valid)[: run.gauntlet.gather_size])
-    chosen = [uid for uid in gather if uid in valid]
-    chosen += [uid for uid in reserve if uid in valid][: len(gather) - len(chosen)]
+        return tuple(sorted(seat.uid for seat in valid)[: run.gauntlet.gather_size])
+    chosen = [seat.uid for seat in gather if seat in valid]
+    chosen += [seat.uid for seat in reserve if seat in valid][: len(gather) - len(chosen)]
     return tuple(sorted(chosen))
 
 
-def sample(
-    valid: Collection[int], gather: Collection[int], last_measured: Mapping[int, int], run: Run
-) -> tuple[int, ...]:
-    """Up to `gauntlet.sample` uids to measure this window, in the order in which to do it: those waiting longest
-    first, so that whoever is left when time runs out comes first the next time; among equals gather peers first."""
-    order = sorted(valid, key=lambda uid: (last_measured.get(uid, -1), uid not in gather, uid))
-    return tuple(order[: run.gauntlet.sample])
+def sample(valid: Sequence[PeerRecord], gather: Collection[int], judge_hash: bytes, run: Run) -> tuple[int, ...]:
+    """Up to `gauntlet.sample` uids of `valid` to measure in this window, in the order in which to do it.
+
+    Every second turn is the gather list's. The others go in turn to newcomers, who were never measured, and after them
+    to those whose first-order gain promised too much when they were; and to a rating band. Peers that are not on the
+    list are sorted by rating and cut into `BANDS` equal bands, of which `judge_hash` draws one: nobody can know before
+    the seals are in whom it will be, and everybody can check it afterwards. In each queue those who have waited longest
+    come first; behind newcomers and behind the band come all the rest. Who has waited longer of the first two begins,
+    so that a machine that measures one peer a window reaches everybody.
+
+    If m ≥ 2 peers are measured in each window, each of n gather peers is measured within ⌈n / ⌊m/2⌋⌉ windows, and each
+    of n newcomers within ⌈n / ⌈⌊m/2⌋/2⌉⌉ if no others come after them.
+    """
+    waiting = sorted(valid, key=lambda r: (r.last_measured, r.uid))
+    listed = [r for r in waiting if r.uid in gather]
+    others = [r for r in waiting if r.uid not in gather]
+    band = _band(others, judge_hash, run)
+    rest = [*(r for r in others if r.uid in band), *(r for r in others if r.uid not in band)]
+    new = [r for r in others if r.last_measured < 0]
+    new_first = [*new, *(r for r in others if r.overstates), *rest]
+    turns = [listed, new_first, listed, rest]
+    if listed and others and new_first[0].last_measured < listed[0].last_measured:
+        turns = [new_first, listed, rest, listed]
+    order: list[int] = []
+    for queue in itertools.cycle(turns):
+        if len(order) == min(run.gauntlet.sample, len(valid)):
+            break
+        order += [r.uid for r in queue if r.uid not in order][:1]
+    return tuple(order)
+
+
+def _band(records: Sequence[PeerRecord], judge_hash: bytes, run: Run) -> set[int]:
+    """Uids of the rating band that `judge_hash` draws."""
+    ordered = [r.uid for r in sorted(records, key=lambda r: (-r.rating, r.uid))]
+    drawn = int.from_bytes(blake3(run.digest_bytes + judge_hash + b"band").digest(8), "little") % BANDS
+    return set(ordered[drawn * len(ordered) // BANDS : (drawn + 1) * len(ordered) // BANDS])

@@ -105,7 +105,7 @@ def close_window(
     """Judge `window`. `outcomes` has one entry per peer that takes part, `findings` one per evaluated uid, and
     `contributed` the uids whose payloads the manifest applies."""
     judgements = _judgements(book, outcomes, findings, run)
-    after = update(book, window, [_event(o, judgements.get(o.uid)) for o in outcomes], run)
+    after = update(book, window, [event_of(o, judgements.get(o.uid)) for o in outcomes], run)
     gather, reserve = select(after, run)
     weights = weights_of(after, gather, reserve, run)
     receipts = []
@@ -129,14 +129,15 @@ def close_window(
     return Verdict(after, gather, reserve, weights, tuple(receipts))
 
 
-def _event(outcome: Outcome, judgement: Judgement | None) -> Event:
+def event_of(peer: Outcome | Receipt, judgement: Judgement | None) -> Event:
+    """What the scorebook is told of one peer, whose judgement is None if it has none."""
     if judgement is None:
-        return Event(uid=outcome.uid, hotkey=outcome.hotkey, reason=outcome.reason, steps_behind=outcome.steps_behind)
+        return Event(uid=peer.uid, hotkey=peer.hotkey, reason=peer.reason, steps_behind=peer.steps_behind)
     return Event(
-        uid=outcome.uid,
-        hotkey=outcome.hotkey,
-        reason=outcome.reason,
-        steps_behind=outcome.steps_behind,
+        uid=peer.uid,
+        hotkey=peer.hotkey,
+        reason=peer.reason,
+        steps_behind=peer.steps_behind,
         gain=judgement.gain,
         gain_error=judgement.gain_error,
         places=judgement.places,

@@ -22,6 +22,14 @@ FIRST_PREVIOUS = "0" * 64
 Uid = Annotated[int, Field(ge=0, le=65535)]
 
 
+class Seat(Document):
+    """A hotkey in its slot. Lists name seats, not slots: who registers in a slot that another has left inherits
+    nothing."""
+
+    uid: Uid
+    hotkey: Address
+
+
 class Contribution(Document):
     """One payload that counts: what it is, the key that opens it, and the commitment that says where to read it."""
 
@@ -43,8 +51,8 @@ class Refusal(Document):
 
 
 class Manifest(SignedDocument):
-    """What every node applies in `window`. `root` is the root of θ before it; `gather` and `reserve` are the
-    uids that may contribute to window + 2 (no list: all may)."""
+    """What every node applies in `window`. `root` is the root of θ before it; `gather` and `reserve` are
+    those who may contribute to window + 2 (no list: all may)."""
 
     run_digest: Digest
     window: WindowNumber
@@ -53,8 +61,8 @@ class Manifest(SignedDocument):
     alpha: float
     contributions: tuple[Contribution, ...]
     rejected: tuple[Refusal, ...]
-    gather: tuple[Uid, ...]
-    reserve: tuple[Uid, ...]
+    gather: tuple[Seat, ...]
+    reserve: tuple[Seat, ...]
 
 
 def signed_twice(one: Manifest, other: Manifest) -> bool:
@@ -70,15 +78,15 @@ def leader_order(neurons: Sequence[Neuron]) -> tuple[Neuron, ...]:
 
 
 def check_contributions(
-    manifest: Manifest, run: Run, gather: Sequence[int], reserve: Sequence[int], sealed_sizes: Sequence[int]
+    manifest: Manifest, run: Run, gather: Sequence[Seat], reserve: Sequence[Seat], sealed_sizes: Sequence[int]
 ) -> None:
     """Raise `LedgerError` unless what a manifest applies and lists is allowed: contributors from the lists in effect
     (anyone, without a gather list), objects of the run's sizes, nobody both applied and rejected, short lists."""
     window, listed = manifest.window, {*gather, *reserve}
-    applied = {contribution.uid for contribution in manifest.contributions}
-    if gather and not applied <= listed:
-        raise LedgerError(f"manifest {window}: uids {sorted(applied - listed)} contribute but are on no list")
-    both = applied & {refusal.uid for refusal in manifest.rejected}
+    strangers = [c.uid for c in manifest.contributions if Seat(uid=c.uid, hotkey=c.hotkey) not in listed]
+    if gather and strangers:
+        raise LedgerError(f"manifest {window}: uids {strangers} contribute but are on no list with these hotkeys")
+    both = {c.uid for c in manifest.contributions} & {refusal.uid for refusal in manifest.rejected}
     if both:
         raise LedgerError(f"manifest {window}: uids {sorted(both)} are both applied and rejected")
     for contribution in manifest.contributions:
@@ -88,7 +96,7 @@ def check_contributions(
             raise LedgerError(f"manifest {window}: uid {contribution.uid}: {error}") from error
         if [shard.size_bytes for shard in contribution.shards] != list(sealed_sizes):
             raise LedgerError(f"manifest {window}: the shards of uid {contribution.uid} are not of the run's sizes")
-    named = (*manifest.gather, *manifest.reserve)
+    named = [seat.uid for seat in (*manifest.gather, *manifest.reserve)]
     gauntlet = run.gauntlet
     if len(named) != len({*named}):
         raise LedgerError(f"manifest {window}: its gather and reserve lists name a uid twice")

@@ -16,6 +16,7 @@ from protocol.sparseloco.plan import Elements
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 
 
 def clip_factors(updates: Sequence[SparseUpdate]) -> list[F32]:
@@ -64,15 +65,21 @@ class Trial:
         """Put the originals back, to the bit. Nothing may have changed θ in between."""
         kernels.of(theta).revert(self.update.plan, theta, self.update.records, saved)
 
-    def dot(self, gradient: Elements) -> float:
-        """⟨gradient, step⟩ in binary64, for a flat fp32 gradient. The last bits depend on the device."""
-        return kernels.of(gradient).dot(self.update.plan, gradient, self.update.records, self.clips, self.share)
+
+def descents(gradient: Elements, trials: Sequence[Trial]) -> F64:
+    """⟨gradient, step⟩ of each trial, binary64 [trials], for a flat fp32 gradient: how far each step would go down if
+    the slope stayed the same. All have one `share`. The last bits depend on the device."""
+    if not trials:
+        return np.zeros(0)
+    bodies, clips = [trial.update.records for trial in trials], np.stack([trial.clips for trial in trials])
+    return kernels.of(gradient).dot(trials[0].update.plan, gradient, bodies, clips, trials[0].share)
 
 
-def shared_positions(updates: Sequence[SparseUpdate]) -> I64:
-    """int64 [n, n]: at how many positions both of two updates send something; on the diagonal, how many each sends.
-    Zeros do not count: they tie everywhere, and ties go to the lowest index, so equal positions prove nothing."""
+def shared_positions(updates: Sequence[SparseUpdate], others: Sequence[SparseUpdate] = ()) -> I64:
+    """int64 [updates, updates and others]: at how many positions both of two send something; on the diagonal, how many
+    each sends. Zeros do not count: they tie everywhere, and ties go to the lowest index, so equal positions prove
+    nothing."""
     if not updates:
-        return np.zeros((0, 0), np.int64)
-    bodies = [update.records for update in updates]
-    return kernels.of(bodies[0]).shared(updates[0].plan, bodies)
+        return np.zeros((0, len(others)), np.int64)
+    bodies = [update.records for update in (*updates, *others)]
+    return kernels.of(bodies[0]).shared(updates[0].plan, bodies, len(updates))

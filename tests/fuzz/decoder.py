@@ -255,8 +255,10 @@ def use(plan: Plan, body: Any) -> None:
         same(plan, "aggregate", theta, bodies, clips, np.float32(0.3), contributors)
     saved = same(plan, "apply", theta, body, clips[0], np.float32(0.2))
     same(plan, "revert", theta, body, saved)
-    assert np.isclose(*(k.dot(plan, theta, body, clips[0], np.float32(0.3)) for k in (cpu, reference)), rtol=1e-9)
-    assert cpu.shared(plan, bodies).tolist() == reference.shared(plan, bodies).tolist()
+    products = [kernel.dot(plan, theta, bodies, clips, np.float32(0.3)) for kernel in (cpu, reference)]
+    assert np.allclose(*products, rtol=1e-9)
+    for rows in (1, len(bodies)):
+        assert cpu.shared(plan, bodies, rows).tolist() == reference.shared(plan, bodies, rows).tolist()
 
 
 def same(plan: Plan, name: str, theta: Any, *arguments: Any) -> Any:

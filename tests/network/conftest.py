@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
+import shutil
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 
+from neurons.adversaries import adversary
 from neurons.lab.virtual import Corpus, Simulation, run_virtually, small_corpus, tiny_table
+from neurons.onlooker import Onlooker
+from neurons.validator import Validator
+from protocol.chain.local import LocalChain
+from protocol.run import Run
+from storage.dataset import open_dataset
+from storage.directory import DirectoryBucket
+from storage.keys import Keys
+from storage.location import decode, open_bucket
+from storage.transfer import Reach, Transport
 
 
 def quick_table() -> dict[str, Any]:
     """As `tiny_table`, with as little training and judging as there can be: for scenarios of many windows."""
     table = tiny_table()
     table["inner"] |= {"steps": 2, "warmup_steps": 0}
-    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "held_out_pages": 1}
+    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "random_pages_most": 2, "held_out_pages": 1}
     return table
 
 
@@ -42,6 +56,73 @@ def network(tmp_path: Path) -> Callable[..., Coroutine[Any, Any, Simulation]]:
         return simulation
 
     return make
+
+
+@dataclass(frozen=True)
+class Played:
+    """A network that was played to its end, in a folder: five windows, of which the state of the second and fourth was
+    published. Validator v; miners a, b and c; d never reveals; e is registered and does nothing."""
+
+    folder: Path
+    run: Run
+
+    @property
+    def keys(self) -> Keys:
+        """Names of its objects."""
+        return Keys(self.run.digest()[:16])
+
+    def bucket(self, name: str) -> Path:
+        """The folder that is the bucket of a member."""
+        return self.folder / "buckets" / name
+
+    def copy(self, folder: Path) -> Played:
+        """The same in another folder, to be tampered with."""
+        shutil.copytree(self.folder, folder)
+        return Played(folder, self.run)
+
+    def look(self, reader: Callable[[Onlooker], Coroutine[Any, Any, Any]]) -> Any:
+        """What `reader` finds in it, on the real clock."""
+
+        async def read() -> Any:
+            chain = LocalChain.open(self.folder / "chain.sqlite")
+            buckets, dataset = self.folder / "buckets", DirectoryBucket(self.folder / "dataset")
+            look = Onlooker(
+                run=self.run,
+                chain=chain,
+                open_bucket=lambda data: open_bucket(decode(data), Transport(Reach.ANY), buckets),
+                open_dataset=lambda: open_dataset(dataset, self.run.dataset.index_digest),
+            )
+            try:
+                return await reader(look)
+            finally:
+                await chain.close()
+
+        return asyncio.run(read())
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A network whose past can be looked at. Tests that change anything in it take a copy."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("played") / "network"
+    folder.mkdir()
+    table = quick_table()
+    table["checkpoints"] |= {"every_windows": 2, "keep": 3}
+
+    async def scenario() -> Run:
+        simulation = Simulation(folder, corpus(), table=table)
+        await simulation.create(["v", "a", "b", "c", "d", "e"])
+        async with simulation as net:
+            net.start("v", Validator)
+            for name in "abc":
+                net.start(name)
+            net.start("d", adversary("no-reveal"))
+            await net.windows(5)
+            return net.run
+
+    run = run_virtually(scenario())
+    (folder / "run.toml").write_text(tomli_w.dumps(run.model_dump(mode="json")))
+    return Played(folder, run)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ def brief(every_windows: int = 1) -> dict[str, Any]:
     table["model"] |= {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 96}
     table["dataset"] |= {"sequence_tokens": 64, "slots": 6}
     table["inner"] |= {"steps": 2, "warmup_steps": 0}
-    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "held_out_pages": 1}
+    table["gauntlet"] |= {"own_pages": 2, "random_pages": 2, "random_pages_most": 2, "held_out_pages": 1}
     table["checkpoints"] = {"every_windows": every_windows, "keep": 2}
     return table
 

@@ -11,7 +11,18 @@ from neurons.errors import EXPECTED_ERRORS, NeuronError, exit_code
 from protocol.errors import ChainUnreachable, RunError
 from storage.errors import NotFound
 
-HELP = ["up", "miner", "validator", "doctor", "leaderboard", "explain", "cheat", "cheat copycat", "cheat freerider"]
+HELP = [
+    "up",
+    "miner",
+    "validator",
+    "doctor",
+    "leaderboard",
+    "explain",
+    "audit",
+    "cheat",
+    "cheat copycat",
+    "cheat freerider",
+]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -61,7 +72,7 @@ def test_each_expected_error_has_the_exit_code_that_is_documented() -> None:
         assert f"\n| {code} |" in table, f"{error.__name__} ends with {code}"
 
 
-@pytest.mark.parametrize("command", [["leaderboard"], ["explain", "1"]])
+@pytest.mark.parametrize("command", [["leaderboard"], ["explain", "1"], ["audit"]])
 def test_a_folder_without_a_network_is_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
 ) -> None:

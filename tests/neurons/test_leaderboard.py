@@ -12,11 +12,13 @@ from bittensor_core import Keypair
 from rich.console import Console, RenderableType
 
 from neurons.errors import NotJudged
-from neurons.explain import explain
+from neurons.explain.explanation import Explanation, explain
+from neurons.explain.gathering import gather
 from neurons.leaderboard.chart import bar, line_chart
 from neurons.leaderboard.terminal import leaderboard_table, live_screen, summary
 from neurons.leaderboard.view import HISTORY_WINDOWS, View, Watcher
 from neurons.leaderboard.words import number, percent, plain
+from neurons.onlooker import Onlooker
 from neurons.status import NodeStatus
 from protocol.chain.port import Block, Neuron
 from protocol.errors import Reason
@@ -24,7 +26,8 @@ from protocol.gauntlet.receipts import Judgement, Receipt, Receipts, Standing
 from protocol.ledger.manifest import Contribution, Manifest
 from protocol.run import Run, preset_table, run_from_table
 from protocol.sealing import SealedShard
-from storage.bucket import Bucket
+from storage.bucket import Bucket, ObjectInfo
+from storage.dataset import Dataset
 from storage.directory import DirectoryBucket
 from storage.errors import BadLocation, Unavailable
 from storage.keys import Keys
@@ -75,6 +78,9 @@ class FakeChain:
     async def head(self) -> Block:
         return Block(self.window * BLOCKS + 4, bytes(32), 0.0)
 
+    async def block(self, number: int) -> Block:
+        return Block(number, bytes(32), 12.0 * number)
+
     async def neurons(self) -> tuple[Neuron, ...]:
         return tuple(self.peers)
 
@@ -95,6 +101,9 @@ class CountingBucket:
         if key in self.silent:
             raise Unavailable("the store does not answer")
         return await self.inner.get(key, limit_bytes=limit_bytes)
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self.inner.head(key)
 
 
 class Network:
@@ -117,9 +126,18 @@ class Network:
         for document in documents:
             name = KEYS.receipts if isinstance(document, Receipts) else KEYS.manifest
             self.put(name(document.window), document.canonical(), owner)
+            if isinstance(document, Receipts):
+                self.put(KEYS.receipts_head(), KEYS.receipts(document.window).encode(), owner)
 
     def view(self) -> View:
         return asyncio.run(self.watcher.refresh())
+
+    def explain(self, uid: int, window: int | None = None) -> Explanation:
+        async def dataset() -> Dataset:
+            raise AssertionError("nothing of this reads the dataset")
+
+        look = Onlooker(RUN, self.chain, self._open, dataset)  # type: ignore[arg-type]
+        return explain(asyncio.run(gather(look, uid, window)))
 
 
 @pytest.fixture
@@ -266,13 +284,11 @@ def test_the_view_adds_up_what_manifests_and_receipts_say(network: Network) -> N
 def test_view_json_and_explanation_give_the_same_unrounded_values(network: Network) -> None:
     network.publish(receipts(3), receipts(4))
     view = network.view()
-    newest = asyncio.run(network.watcher.receipts(None))
     shown = json.loads(json.dumps(view.to_json()))
     assert shown["windows"] == 2
     assert shown["held_out_loss"] == [5.0, 3.0]
     for peer in shown["peers"]:
-        paid = asyncio.run(network.watcher.incentive(peer["uid"], peer["hotkey"]))
-        explained = json.loads(json.dumps(explain(newest, peer["uid"], RUN, paid).to_json()))
+        explained = json.loads(json.dumps(network.explain(peer["uid"]).to_json()))
         names = ("hotkey", "rating", "unique_work", "sync", "standing", "final", "weight", "incentive", "list")
         assert {name: peer[name] for name in names} == {name: explained[name] for name in names}
     assert [peer["incentive"] for peer in shown["peers"]] == [0.7123456, 0.2876544, 0.0]
@@ -283,7 +299,7 @@ def test_where_a_contribution_is_read_is_shown_nowhere(network: Network) -> None
     """It may hold a read key."""
     network.publish(receipts(3), manifest(3, 2, 3))
     view = network.view()
-    explained = explain(asyncio.run(network.watcher.receipts(3)), 2, RUN, None)
+    explained = network.explain(2, 3)
     shown = [repr(view), json.dumps(view.to_json()), json.dumps(explained.to_json()), drawn(explained, 200)]
     assert view.accepted == 2
     assert found("".join(shown).encode(), {"location": bytes.fromhex(LOCATION)}) == []
@@ -351,7 +367,7 @@ def test_malformed_receipts_are_skipped_and_named(network: Network, data: bytes)
 
 def test_receipts_above_their_limit_are_not_read(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurons.leaderboard.view.RECEIPTS_LIMIT_BYTES", 64)
-    limited = Watcher(RUN, network.chain, network.watcher._open_bucket)  # type: ignore[arg-type]
+    limited = Watcher(RUN, network.chain, network._open)  # type: ignore[arg-type]
     network.publish(receipts(3))
     view = asyncio.run(limited.refresh())
     assert view.windows == 0
@@ -468,16 +484,29 @@ def test_a_peer_whose_slot_went_to_another_leaves_the_board(network: Network) ->
     assert [row.uid for row in network.view().rows] == [2, 4]
 
 
-def test_receipts_of_a_past_window_can_be_read_again_and_a_missing_one_is_a_sentence(network: Network) -> None:
+def test_a_past_window_can_be_explained_and_one_that_was_not_judged_is_a_sentence(network: Network) -> None:
     with pytest.raises(NotJudged, match="no window of this run has been judged yet"):
-        asyncio.run(network.watcher.receipts(None))
+        network.explain(2)
     network.publish(receipts(3), receipts(4))
-    network.view()
-    assert asyncio.run(network.watcher.receipts(3)).window == 3
-    assert asyncio.run(network.watcher.receipts(None)).window == 4
-    for window in (-1, 2, 5, 10**9):
-        with pytest.raises(NotJudged, match=f"no receipts of window {window}: name one of 3 to 4"):
-            asyncio.run(network.watcher.receipts(window))
+    assert network.explain(2, 3).evidence.window == 3
+    assert network.explain(2).evidence.window == 4
+    sentences = {
+        2: "the run begins with window 3",
+        5: "no validator has judged it",
+        6: "is open until block 70, the chain is at 64",
+        10**6: "has not begun: it begins with block",
+    }
+    for window, sentence in sentences.items():
+        with pytest.raises(NotJudged, match=sentence):
+            network.explain(2, window)
+
+
+@pytest.mark.parametrize("pointer", [b"", b"../../x", b"receipts/00000009.json", b"\xff" * 9, b"9" * 5000])
+def test_a_pointer_to_the_newest_receipts_that_leads_nowhere_is_passed_over(network: Network, pointer: bytes) -> None:
+    network.publish(receipts(3))
+    network.publish(receipts(4, signer=BOB), owner="bob")
+    network.put(KEYS.receipts_head(), pointer)
+    assert network.explain(2).evidence.window == 4
 
 
 # --- the screens ------------------------------------------------------------------------------------------

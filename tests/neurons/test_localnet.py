@@ -20,8 +20,10 @@ from bittensor.wallet import Wallet
 from neurons import cli
 from neurons.folder import Charter, Member, Places, is_held, require_network
 from neurons.founding import Wishes, plan
-from neurons.leaderboard.view import PeerRow, View
-from neurons.localnet import Network, names, watched
+from neurons.leaderboard.view import PeerRow, View, Watcher
+from neurons.localnet import Network, names
+from neurons.onlooker import onlooker
+from neurons.settings import load_viewpoint
 from neurons.status import NodeStatus, read_status, write_status
 from protocol.window import deadlines
 from tests.neurons.processes import Process, wait_for
@@ -43,8 +45,8 @@ def judged(folder: Path) -> dict[str, PeerRow]:
     """The rows of the leaderboard by name."""
 
     async def read() -> View:
-        async with watched(folder, charter) as watcher:
-            return await watcher.refresh()
+        async with onlooker(load_viewpoint({"dir": folder}, {}, folder)) as look:
+            return await Watcher(look.run, look.chain, look.open_bucket).refresh()
 
     charter = require_network(folder)
     called = names(folder, charter)

@@ -17,10 +17,10 @@ from neurons import founding
 from neurons.errors import ConfigError
 from neurons.folder import Places
 from neurons.founding import Wishes
-from neurons.process import open_chain
+from neurons.onlooker import open_chain
 from neurons.publication import Publication
 from neurons.radosgw import Keys, Radosgw
-from neurons.settings import load_settings
+from neurons.settings import NodeSettings, load_settings
 from neurons.status import STATUS_FILE, read_status
 from protocol.chain.local import LocalChain
 from protocol.errors import ChainUnreachable
@@ -151,7 +151,7 @@ def test_a_miner_whose_keys_are_swapped_does_not_start(
 # --- the chain that settings and publication name -----------------------------------------------------------------
 
 
-def remote(**flags: object) -> object:
+def remote(**flags: object) -> NodeSettings:
     given = {"run": "/a/run.toml", "bucket": "https://s3.example.org/name", "public_url": "https://cdn.example.org"}
     variables = {"HOME": "/nobody", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     return load_settings({**given, **flags}, variables)
@@ -164,7 +164,7 @@ def test_without_a_subnet_it_is_told_what_to_give() -> None:
         ({}, Publication(netuid=3)),
     ):
         with pytest.raises(ConfigError, match=r"give --subtensor\.network and --netuid"):
-            asyncio.run(open_chain(remote(**flags), publication))  # type: ignore[arg-type]
+            asyncio.run(open_chain(remote(**flags).chain, publication))
 
 
 @pytest.mark.parametrize(
@@ -176,4 +176,4 @@ def test_without_a_subnet_it_is_told_what_to_give() -> None:
 )
 def test_the_settings_win_over_the_publication(flags: dict[str, object], publication: Publication, named: str) -> None:
     with pytest.raises(ChainUnreachable, match=named):
-        asyncio.run(open_chain(remote(**flags), publication))  # type: ignore[arg-type]
+        asyncio.run(open_chain(remote(**flags).chain, publication))

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from neurons.errors import ConfigError
-from neurons.settings import BittensorChain, BuiltInChain, Given, NodeSettings, load_settings, read_settings
+from neurons.settings import (
+    BittensorChain,
+    BuiltInChain,
+    Given,
+    NodeSettings,
+    load_settings,
+    load_viewpoint,
+    read_settings,
+)
 from storage.credentials import Credentials, Secret
 from storage.location import HttpsLocation, R2Location, S3Location
 
@@ -379,3 +388,49 @@ def test_a_misspelt_variable_does_not_hide_those_that_are_right() -> None:
     told = complaint({}, {"WINDROW_BUKET": "x", "WINDROW_DIR": "/net", "WINDROW_WALLET_NAME": "bob"})
     assert "did you mean WINDROW_BUCKET?" in told
     assert "not given" not in told
+
+
+# --- looking on -----------------------------------------------------------------------------------------------
+
+HERE = Path("/nets/here")
+
+
+def test_who_says_nothing_looks_at_the_network_in_the_usual_folder() -> None:
+    view = load_viewpoint({}, {}, HERE)
+    assert (view.folder, view.run, view.buckets) == (HERE, str(HERE / "run.toml"), HERE / "buckets")
+    assert view.chain == BuiltInChain(HERE / "chain.sqlite")
+
+
+def test_the_folder_that_is_named_is_all_of_it_whatever_the_shell_says() -> None:
+    environment = {"WINDROW_RUN": "https://runs.example.org/0123456789abcdef/run.toml", "WINDROW_NETUID": "3"}
+    view = load_viewpoint({"dir": Path("/nets/other")}, environment, HERE)
+    assert (view.folder, view.run) == (Path("/nets/other"), "/nets/other/run.toml")
+
+
+def test_a_published_run_is_looked_at_without_wallet_bucket_or_folder() -> None:
+    where = "https://runs.example.org/0123456789abcdef/run.toml"
+    for flags, environment in (({"run": where}, {"WINDROW_DIR": "/nets/other"}), ({}, {"WINDROW_RUN": where})):
+        view = load_viewpoint(flags, environment, HERE)
+        assert (view.folder, view.run, view.buckets) == (None, where, None)
+        assert view.chain == BittensorChain(None, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "sentence"),
+    [
+        ({"dir": Path("/a"), "run": "/b/run.toml"}, {}, "--dir names a network on this machine, --run a published run"),
+        ({"run": "/b/run.toml", "subtensor_chain_endpoint": "sqlite:/c"}, {}, "buckets not given"),
+        (
+            {"run": "/b/run.toml", "subtensor_network": "test", "subtensor_chain_endpoint": "ws://x"},
+            {},
+            "leave out one",
+        ),
+        ({}, {"WINDROW_RUNN": "/b/run.toml"}, "did you mean WINDROW_RUN?"),
+        ({"netuid": 0, "run": "/b/run.toml"}, {}, "netuid"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_a_sentence(
+    flags: dict[str, object], environment: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        load_viewpoint(flags, environment, HERE)

@@ -46,12 +46,14 @@ class OneFormat:
         plan = plan_for(fmt, len(theta))
         self.kernel.revert(plan, theta.reshape(-1), records.reshape(-1), saved.reshape(-1))
 
-    def dot(self, fmt: RecordFormat, gradient: Any, records: np.ndarray, clip: np.float32, share: np.float32) -> float:
-        plan, clips = plan_for(fmt, len(gradient)), np.array([clip], np.float32)
-        return self.kernel.dot(plan, gradient.reshape(-1), records.reshape(-1), clips, share)
+    def dot(
+        self, fmt: RecordFormat, gradient: Any, records: Sequence[np.ndarray], clips: np.ndarray, share: np.float32
+    ) -> np.ndarray:
+        plan, bodies = plan_for(fmt, len(gradient)), [peer.reshape(-1) for peer in records]
+        return self.kernel.dot(plan, gradient.reshape(-1), bodies, clips[:, None], share)
 
-    def shared(self, fmt: RecordFormat, records: Sequence[np.ndarray]) -> np.ndarray:
-        return self.kernel.shared(plan_for(fmt, len(records[0])), [peer.reshape(-1) for peer in records])
+    def shared(self, fmt: RecordFormat, records: Sequence[np.ndarray], rows: int) -> np.ndarray:
+        return self.kernel.shared(plan_for(fmt, len(records[0])), [peer.reshape(-1) for peer in records], rows)
 
 
 def plan_for(fmt: RecordFormat, count: int) -> Plan:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.run import SparseLoCo
-from protocol.sparseloco.aggregate import Trial, clip_factors, outer_step, shared_positions
+from protocol.sparseloco.aggregate import Trial, clip_factors, descents, outer_step, shared_positions
 from protocol.sparseloco.compress import SparseUpdate, compress, decompress
 from protocol.sparseloco.kernels import reference as kernel
 from protocol.sparseloco.layout import Layout
@@ -249,7 +249,7 @@ def test_the_product_of_a_gradient_with_a_trial_step_is_that_of_its_entries(
     )
     gradient = np.random.default_rng(3).standard_normal(layout.size).astype(np.float32)
     step = np.float32(0.2) * scaled(layout, trial.update, trial.clips)
-    assert trial.dot(gradient) == pytest.approx(float(gradient.astype(np.float64) @ step), rel=1e-12)
+    assert descents(gradient, [trial])[0] == pytest.approx(float(gradient.astype(np.float64) @ step), rel=1e-12)
 
 
 def test_shared_positions_are_those_at_which_both_send_something(

@@ -98,6 +98,18 @@ def test_random_pages_belong_to_no_slot(assignment: Assignment, run: Run) -> Non
         assert assigned.isdisjoint(drawn)
 
 
+def test_the_first_random_pages_stay_the_same_however_many_more_may_follow(
+    run: Run, make_run: Callable[..., Run], window_hash: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the digest of the run, which is in every key."""
+    more = make_run(gauntlet__random_pages_most=9)
+    assert run.gauntlet.random_pages_most == run.gauntlet.random_pages == more.gauntlet.random_pages == 3
+    monkeypatch.setitem(more.__dict__, "digest_bytes", run.digest_bytes)
+    few, many = (Assignment(r, window_hash, 101).scored_random(b"\x05" * 32) for r in (run, more))
+    assert (len(few), len(many), len(set(many))) == (3, 9, 9)
+    assert many[:3] == few
+
+
 def test_scored_own_pages_are_distinct_ones_of_the_miners_own(assignment: Assignment, run: Run) -> None:
     for uid in range(run.dataset.slots):
         drawn = assignment.scored_own(uid, b"\x05" * 32)

@@ -302,7 +302,10 @@ def test_equal_positions_with_other_values_overlap(payload: Make) -> None:
 
     copy = with_values(payload(1), noise, "ff" * 32)
     assert reasons(find_copies({1: payload(1), 2: copy}, frozenset(), [], 0.8)) == {2: Reason.OVERLAP}
-    assert reasons(find_copies({2: copy}, frozenset(), [payload(1).update], 0.8)) == {2: Reason.OVERLAP}
+    assert "those of uid 1" in find_copies({1: payload(1), 2: copy}, frozenset(), [], 0.8)[2].detail
+    found = find_copies({2: copy}, frozenset(), [payload(1).update], 0.8)
+    assert reasons(found) == {2: Reason.OVERLAP}
+    assert "of the window before" in found[2].detail
 
 
 def shifted(layout: Layout, count: int) -> Callable[[SparseUpdate], SparseUpdate]:

@@ -16,6 +16,7 @@ from protocol.gauntlet.evaluation import (
     first_order_gain,
     first_order_scale,
     is_bad_window,
+    is_settled,
     measured_gain,
     overstates,
     places_by_page,
@@ -62,6 +63,24 @@ def test_losses_have_a_ceiling_and_keep_their_bits_below_it() -> None:
 def test_a_first_order_gain_that_is_not_finite_counts_nothing() -> None:
     found = first_order_gain(np.array([0.2, float("nan"), float("-inf"), 0.2]))
     assert (found.value, found.measured) == (0.1, False)
+
+
+# --- whether more sequences would tell more ---------------------------------------------------------------
+
+
+def test_an_order_is_settled_where_neighbours_are_apart_beyond_the_noise() -> None:
+    apart = [gain(0.5, 0.6), gain(0.1, 0.2), gain(0.3, 0.35)]
+    assert is_settled(apart, 1.0)
+    assert not is_settled([*apart, gain(0.6, 0.3)], 1.0)
+    assert is_settled([gain(0.1, 0.9)], 1.0)
+
+
+def test_a_draw_is_settled_when_its_difference_is_known_to_a_twentieth_of_the_spread() -> None:
+    """A difference of 0.001, give or take 0.002, matters where the best and the last are 0.4 apart, or 0.04."""
+    twins = [gain(0.301, 0.299), gain(0.298, 0.3)]
+    assert standard_error(twins[0].samples - twins[1].samples) == pytest.approx(0.002)
+    assert is_settled([*twins, gain(0.69, 0.71), gain(0.33, 0.34)], 1.0)
+    assert not is_settled([*twins, gain(0.32, 0.34)], 1.0)
 
 
 # --- ranks ------------------------------------------------------------------------------------------------

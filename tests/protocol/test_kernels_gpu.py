@@ -239,22 +239,25 @@ def apply_and_revert_are_those_of_the_reference(gpu: OneFormat, device: str) -> 
 @case
 def dot_is_that_of_the_reference_up_to_its_order(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
-        records, gradient = peers_of(fmt)[1], elements(fmt, 12)
-        clip, share = np.float32(1 / 3), np.float32(0.7)
-        positions, codes = parse(fmt, records)[:2]
-        met = np.take_along_axis(gradient, positions, axis=1).astype(np.float64)
-        bound = np.abs(met * codes.values()).sum()  # of the sum of the products' magnitudes
-        found = gpu.dot(fmt, on(device, gradient), records, clip, share)
-        assert abs(found - REFERENCE.dot(fmt, gradient, records, clip, share)) <= 1e-13 * bound, fmt
+        peers, gradient = peers_of(fmt)[:3], elements(fmt, 12)
+        clips, share = np.array([1 / 3, 1, 0.2], np.float32), np.float32(0.7)
+        found = gpu.dot(fmt, on(device, gradient), peers, clips, share)
+        expected = REFERENCE.dot(fmt, gradient, peers, clips, share)
+        for peer, records in enumerate(peers):
+            positions, codes = parse(fmt, records)[:2]
+            met = np.take_along_axis(gradient, positions, axis=1).astype(np.float64)
+            bound = np.abs(met * codes.values()).sum()  # of the sum of the products' magnitudes
+            assert abs(found[peer] - expected[peer]) <= 1e-13 * bound, fmt
 
 
 @case
 def shared_counts_common_positions_but_no_zeros(gpu: OneFormat, device: str) -> None:
     for fmt in FORMATS:
         peers = [records[[2, 5]] for records in peers_of(fmt)]
-        found = gpu.shared(fmt, peers)
-        assert found.dtype == np.int64
-        assert found.tolist() == REFERENCE.shared(fmt, peers).tolist(), fmt
+        for compared in (1, len(peers)):
+            found = gpu.shared(fmt, peers, compared)
+            assert found.dtype == np.int64
+            assert found.tolist() == REFERENCE.shared(fmt, peers, compared).tolist(), fmt
 
 
 @case
@@ -263,7 +266,7 @@ def shared_counts_each_chunk_anew(gpu: OneFormat, device: str) -> None:
     fmt = RecordFormat.of_chunk(33, 512, 1)
     peers = [records for _ in range(5) for records in peers_of(fmt)]
     with mock.patch.object(gpu.kernel, "_SHARED_ROWS", 2):
-        assert gpu.shared(fmt, peers).tolist() == REFERENCE.shared(fmt, peers).tolist()
+        assert gpu.shared(fmt, peers, 9).tolist() == REFERENCE.shared(fmt, peers, 9).tolist()
 
 
 def main() -> None:

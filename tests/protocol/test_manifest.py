@@ -20,6 +20,7 @@ from protocol.ledger.manifest import (
     Contribution,
     Manifest,
     Refusal,
+    Seat,
     check_contributions,
     check_manifest,
     leader_order,
@@ -52,6 +53,13 @@ def payloads(
     ]
 
 
+def listed(*uids: int) -> tuple[Seat, ...]:
+    """Seats of uid 2, Alice's, of uid 5, Bob's, and of others', all Bob's."""
+    names = {2: "//Alice"}
+    keys = [Keypair.create_from_uri(names.get(uid, "//Bob")) for uid in uids]
+    return tuple(Seat(uid=uid, hotkey=key.ss58_address) for uid, key in zip(uids, keys, strict=True))
+
+
 def contribution(uid: int, payload: Payload) -> Contribution:
     return Contribution(
         uid=uid,
@@ -77,7 +85,7 @@ def make(run: Run, theta: np.ndarray, payloads: list[Payload], alice: Keypair) -
             "alpha": 1.0,
             "contributions": tuple(contribution(uid, p) for uid, p in zip((2, 5), payloads, strict=True)),
             "rejected": (Refusal(uid=3, hotkey=key.ss58_address, reason=Reason.NO_REVEAL, detail="late"),),
-            "gather": (5, 2),
+            "gather": listed(5, 2),
             "reserve": (),
         }
         return Manifest(**(fields | changes)).signed(key)
@@ -115,10 +123,10 @@ def test_a_manifest_that_does_not_fit_is_refused_by_field(
 
 
 def test_two_manifests_of_one_key_after_one_predecessor_are_evidence(make: Make, bob: Keypair) -> None:
-    assert signed_twice(make(), make(gather=(5,)))
+    assert signed_twice(make(), make(gather=()))
     assert not signed_twice(make(), make())  # signed twice, with another random signature
-    assert not signed_twice(make(), make(gather=(5,), previous="78" * 32))
-    assert not signed_twice(make(), make(gather=(5,), window=4))
+    assert not signed_twice(make(), make(gather=(), previous="78" * 32))
+    assert not signed_twice(make(), make(gather=(), window=4))
     assert not signed_twice(make(), make(key=bob))
 
 
@@ -158,7 +166,7 @@ def test_the_signer_must_be_the_one_whose_turn_it_is(
 
 
 def test_a_changed_manifest_is_refused(make: Make, check: Callable[[Manifest], None]) -> None:
-    for change in ({"gather": (2, 5)}, {"contributions": ()}, {"signature": ""}, {"signature": "00" * 64}):
+    for change in ({"gather": listed(2, 5)}, {"contributions": ()}, {"signature": ""}, {"signature": "00" * 64}):
         with pytest.raises(LedgerError, match="does not verify"):
             check(make().model_copy(update=change))
 
@@ -187,9 +195,11 @@ def test_there_are_no_more_contributions_than_the_run_allows(
         {"window": -1},
         {"alpha": "1.0"},
         {"alpha": None},
-        {"gather": [65536]},
-        {"gather": [-1]},
-        {"gather": [1.5]},
+        {"gather": [{"uid": 65536, "hotkey": "5" * 48}]},
+        {"gather": [{"uid": -1, "hotkey": "5" * 48}]},
+        {"gather": [{"uid": 1, "hotkey": "x"}]},
+        {"gather": [{"uid": 1}]},
+        {"gather": [1]},
         {"reserve": "12"},
         {"rejected": [{"uid": 1, "hotkey": "x", "reason": "no_seal", "detail": ""}]},
         {"extra": 1},
@@ -325,7 +335,7 @@ def allow(run: Run, make: Make) -> Callable[..., None]:
     """Check what a manifest applies against lists in effect; the sizes are those of its own first contribution."""
     sizes = [shard.size_bytes for shard in make().contributions[0].shards]
 
-    def check(manifest: Manifest, gather: tuple[int, ...] = (), reserve: tuple[int, ...] = ()) -> None:
+    def check(manifest: Manifest, gather: tuple[Seat, ...] = (), reserve: tuple[Seat, ...] = ()) -> None:
         check_contributions(manifest, run, gather, reserve, sizes)
 
     return check
@@ -335,10 +345,18 @@ def test_contributors_come_from_the_lists_in_effect_or_from_anywhere_when_there_
     make: Make, allow: Callable[..., None]
 ) -> None:
     allow(make())
-    allow(make(), gather=(5, 2))
-    allow(make(), gather=(2, 9), reserve=(5,))
+    allow(make(), gather=listed(5, 2))
+    allow(make(), gather=listed(2, 9), reserve=listed(5))
     with pytest.raises(LedgerError, match=r"uids \[5\] contribute but are on no list"):
-        allow(make(), gather=(2, 9))
+        allow(make(), gather=listed(2, 9))
+
+
+def test_who_takes_over_a_slot_is_not_on_the_list_that_names_it(make: Make, allow: Callable[..., None]) -> None:
+    first, second = listed(2, 5)
+    with pytest.raises(LedgerError, match=r"uids \[5\] contribute but are on no list with these hotkeys"):
+        allow(make(), gather=(first, second.model_copy(update={"hotkey": first.hotkey})))
+    with pytest.raises(LedgerError, match=r"uids \[5\] contribute"):  # nor is who moves to another one
+        allow(make(), gather=(first, second.model_copy(update={"uid": 6})))
 
 
 def test_nobody_is_both_applied_and_rejected(make: Make, allow: Callable[..., None], alice: Keypair) -> None:
@@ -358,11 +376,11 @@ def test_a_leader_cannot_choose_how_much_others_download(make: Make, allow: Call
 
 def test_lists_name_each_uid_once_and_stay_within_the_run(make: Make, allow: Callable[..., None], run: Run) -> None:
     with pytest.raises(LedgerError, match="twice"):
-        allow(make(gather=(1, 2), reserve=(2,)))
+        allow(make(gather=listed(1, 2), reserve=listed(2)))
     with pytest.raises(LedgerError, match="longer"):
-        allow(make(gather=tuple(range(run.gauntlet.gather_size + 1))))
+        allow(make(gather=listed(*range(run.gauntlet.gather_size + 1))))
     with pytest.raises(LedgerError, match="longer"):
-        allow(make(gather=(), reserve=tuple(range(run.gauntlet.reserve_size + 1))))
+        allow(make(gather=(), reserve=listed(*range(run.gauntlet.reserve_size + 1))))
 
 
 def test_where_a_contribution_is_read_is_in_no_log_and_no_report_of_an_error(

@@ -89,6 +89,7 @@ def test_a_run_cannot_be_changed(run: Run) -> None:
         ({"sparseloco__outer_learning_rate": [[0, 0.0]]}, "outer_learning_rate"),
         ({"gauntlet__own_pages": 7}, "gauntlet.own_pages exceeds"),
         ({"gauntlet__own_pages": 1}, "gauntlet.own_pages"),
+        ({"gauntlet__random_pages_most": 2}, "gauntlet: Value error, random_pages_most must be at least random_pages"),
         ({"sparseloco__k": 4096}, "overlap_limit"),
         ({"sparseloco__k": 1024, "gauntlet__overlap_limit": 0.25}, "overlap_limit"),
         ({"penalties__rejected": -0.1}, "penalties.rejected"),

@@ -321,6 +321,23 @@ def honest_but_for_completion(s3: S3) -> Plan:
     return lambda request: gone if is_complete(request) else None
 
 
+def test_a_store_may_take_its_time_to_put_an_object_together_and_send_white_space_meanwhile(s3: S3) -> None:
+    def padded(request: proxy.Request, honest: Response, random: object) -> Response:
+        prolog, end, rest = honest.body.partition(b"?>")
+        length = {"content-length": str(len(honest.body) + 400)}
+        return replace(honest, headers=honest.headers | length, body=prolog + end + b" " * 400 + rest)
+
+    slow = Fault("white space", padded, bytes_per_second=200)  # longer than all else may take
+
+    async def scenario() -> None:
+        async with behind(s3, lambda request: slow if is_complete(request) else None) as (bucket, direct, between):
+            await bucket.put("a", LARGE)
+            assert sum(is_complete(request) for request in between.requests) == 1
+            assert await direct.get("a", limit_bytes=len(LARGE)) == LARGE
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_cancelled_upload_leaves_nothing(s3: S3, step: str) -> None:
     async def scenario() -> None:

@@ -118,6 +118,23 @@ def test_without_a_strong_tag_a_read_begins_again() -> None:
     assert [request.headers.get("range") for request in proxy.requests] == [None, None]
 
 
+@pytest.mark.parametrize("told", ["bytes 0-999/{size}", "bytes 0-999/*"])
+def test_a_part_is_not_taken_for_the_whole(told: str) -> None:
+    def partly(request: Request) -> Response:
+        return Response(206, {"content-range": told.format(size=len(DATA))}, DATA[:1000])
+
+    with pytest.raises(Unavailable, match="answered a read of the whole object with a part of it"):
+        read(script(), server=partly)
+
+
+def test_a_part_that_is_the_whole_and_ends_early_is_not_taken_either() -> None:
+    def short(request: Request) -> Response:
+        return Response(206, {"content-range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}, DATA[:1000])
+
+    with pytest.raises(Unavailable, match="shorter than what it announced"):
+        read(script(), server=short)
+
+
 def test_an_object_replaced_between_two_attempts_is_read_anew() -> None:
     tags = iter("12")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from protocol.assignment import Assignment, Permutation  # noqa: E402
 from protocol.chain.port import Neuron  # noqa: E402
-from protocol.errors import Reason  # noqa: E402
+from protocol.errors import DocumentError, Reason  # noqa: E402
 from protocol.gauntlet.scorebook import Event, Scorebook, update  # noqa: E402
 from protocol.gauntlet.selection import select  # noqa: E402
 from protocol.gauntlet.weights import weights_of  # noqa: E402
@@ -31,7 +32,7 @@ from protocol.identity import SignedDocument, canonical_json  # noqa: E402
 from protocol.ledger.attestation import Attestation, Step  # noqa: E402
 from protocol.ledger.ballot import Ballot, Phase, due_block, rounds  # noqa: E402
 from protocol.ledger.electorate import ballot_leader, electorate_of  # noqa: E402
-from protocol.ledger.manifest import Contribution, Manifest, Refusal  # noqa: E402
+from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat  # noqa: E402
 from protocol.ledger.state import leaf_digests, state_root  # noqa: E402
 from protocol.run import Run, Time, run_from_table  # noqa: E402
 from protocol.sealing import Reveal, Seal, SealedShard  # noqa: E402
@@ -281,7 +282,7 @@ def document_vectors(run: Run, layout: Layout) -> dict[str, Any]:
             ),
         ),
         rejected=(Refusal(uid=3, hotkey=bob.ss58_address, reason=Reason.NO_REVEAL, detail="θ is late"),),
-        gather=(2,),
+        gather=(Seat(uid=2, hotkey=alice.ss58_address),),
         reserve=(),
     )
     attestation = Attestation(
@@ -316,8 +317,9 @@ def signed(document: SignedDocument, signer: Keypair, name: str) -> dict[str, An
     path = HERE / "documents.json"
     written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if name in written:
-        old = type(document).parse(written[name]["published"].encode())
-        fresh = old if old.digest() == fresh.digest() else fresh
+        with suppress(DocumentError):  # of another format
+            old = type(document).parse(written[name]["published"].encode())
+            fresh = old if old.digest() == fresh.digest() else fresh
     return {"published": fresh.canonical().decode(), "digest": fresh.digest()}
 
 

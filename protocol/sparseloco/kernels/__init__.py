@@ -21,6 +21,7 @@ from protocol.sparseloco.records import Flaw, RecordFormat
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,11 +68,13 @@ class Kernels(Protocol):
     def revert(self, plan: Plan, theta: Elements, body: U8, saved: Elements) -> None:
         """Put the originals back, to the bit."""
 
-    def dot(self, plan: Plan, gradient: Elements, body: U8, clips: F32, share: np.float32) -> float:
-        """⟨gradient, share·(clip·ŝ)⟩ with products and sums in binary64, in any order."""
+    def dot(self, plan: Plan, gradient: Elements, bodies: Sequence[U8], clips: F32, share: np.float32) -> F64:
+        """⟨gradient, share·(clips[p]·ŝ_p)⟩ of each peer, binary64 [peers], `clips` fp32 [peers, parameters]; products
+        and sums in binary64, in any order."""
 
-    def shared(self, plan: Plan, bodies: Sequence[U8]) -> I64:
-        """int64 [peers, peers]: at how many positions both peers send something that is not zero."""
+    def shared(self, plan: Plan, bodies: Sequence[U8], rows: int) -> I64:
+        """int64 [rows, peers]: at how many positions one of the first `rows` peers and any peer both send something
+        that is not zero."""
 
 
 def of(elements: Elements) -> Kernels:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection, cpu_decode, cpu_encode
+from protocol.sparseloco.kernels import F32, F64, I64, U8, Inspection, cpu_decode, cpu_encode
 from protocol.sparseloco.kernels.jit import Row
 from protocol.sparseloco.kernels.reference import SQUARES
 from protocol.sparseloco.plan import Plan
@@ -151,29 +151,30 @@ def revert(plan: Plan, theta: F32, body: U8, saved: F32) -> None:
     each(work, plan.batches(RUN_ELEMENTS), plan.elements)
 
 
-def dot(plan: Plan, gradient: F32, body: U8, clips: F32, share: np.float32) -> float:
-    """The inner product, summed in wire order within each batch."""
-    sources, clips = _sources(plan, [body]), np.ascontiguousarray(clips)
+def dot(plan: Plan, gradient: F32, bodies: Sequence[U8], clips: F32, share: np.float32) -> F64:
+    """A chunk of the gradient meets all peers in the cache; summed in wire order within each batch."""
+    sources, clips = _sources(plan, bodies), np.ascontiguousarray(clips)
 
-    def work(table: I64) -> float:
-        return float(cpu_decode.dot(table, gradient, *sources.addresses, clips, share, _scratch(plan)))
+    def work(table: I64) -> F64:
+        found = np.zeros(len(bodies))
+        cpu_decode.dot(table, gradient, *sources.addresses, clips, share, _scratch(plan), found)
+        return found
 
-    return sum(each(work, plan.batches(RUN_ELEMENTS), plan.elements))
+    total: F64 = np.sum(each(work, plan.batches(RUN_ELEMENTS), plan.elements), axis=0)
+    return total
 
 
-def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
-    """Common positions of every pair, by bitmaps of one chunk at a time."""
+def shared(plan: Plan, bodies: Sequence[U8], rows: int) -> I64:
+    """Common positions of pairs, by bitmaps of one chunk at a time."""
     sources = _sources(plan, bodies)
 
     def work(table: I64) -> I64:
-        found = np.zeros((len(bodies), len(bodies)), np.int64)
+        found = np.zeros((rows, len(bodies)), np.int64)
         maps = np.empty((len(bodies), (plan.longest + 63) // 64), np.uint64)
         cpu_decode.shared(table, *sources.addresses, found, _scratch(plan), maps)
         return found
 
-    total = np.zeros((len(bodies), len(bodies)), np.int64)
-    for found in each(work, plan.batches(RUN_ELEMENTS), plan.elements):
-        total += found
+    total: I64 = np.sum(each(work, plan.batches(RUN_ELEMENTS), plan.elements), axis=0)
     return total
 
 

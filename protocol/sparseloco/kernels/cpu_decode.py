@@ -162,21 +162,23 @@ def revert(table, theta, bodies, ends, last, saved, scratch):
 
 
 @kernel
-def dot(table, gradient, bodies, ends, last, clips, share, scratch):
-    """`Kernels.dot`."""
+def dot(table, gradient, bodies, ends, last, clips, share, scratch, found):
+    """`Kernels.dot`, added to `found`, binary64 [peers]."""
     places, positions, values, _ = scratch
-    total = 0.0
     for number in range(len(table)):
         row = row_of(table, number)
         for j in range(row.chunks):
             at = row.start + j * row.size_bytes
-            source = ends[0] if at >= last else bodies[0]
-            end = _positions(row, source, at, places, positions)
-            _values(row, source, end, clips[row.parameter], values)
             chunk = gradient[row.offset + j * row.length : row.offset + (j + 1) * row.length]
-            for i in range(row.k):
-                total += np.float64(chunk[positions[i]]) * np.float64(share * values[i])
-    return total
+            for p in range(len(bodies)):
+                source = ends[p] if at >= last else bodies[p]
+                prefetch128(source, at + _AHEAD_BYTES)
+                end = _positions(row, source, at, places, positions)
+                _values(row, source, end, clips[p, row.parameter], values)
+                total = found[p]
+                for i in range(row.k):
+                    total += np.float64(chunk[positions[i]]) * np.float64(share * values[i])
+                found[p] = total
 
 
 @kernel
@@ -202,12 +204,12 @@ def shared(table, bodies, ends, last, found, scratch, maps):
 @part
 def _count_common(maps, words, found):
     for p in range(len(found)):
-        for q in range(p, len(found)):
+        for q in range(p, len(maps)):
             both, mine, theirs = 0, maps[p], maps[q]
             for w in range(words):
                 both += ones(mine[w] & theirs[w])
             found[p, q] += both
-            if q != p:
+            if p < q < len(found):
                 found[q, p] += both
 
 

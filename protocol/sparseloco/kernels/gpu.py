@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection, reference
+from protocol.sparseloco.kernels import F32, F64, I64, U8, Inspection, reference
 from protocol.sparseloco.kernels.gpu_decode import (
     aggregate_chunks,
     apply_chunks,
@@ -160,17 +160,17 @@ def dot_on_device(fmt: RecordFormat, gradient: Tensor, records: Tensor, clip: np
     return sums.sum()
 
 
-def shared_on_device(fmt: RecordFormat, records: Tensor) -> Tensor:
+def shared_on_device(fmt: RecordFormat, records: Tensor, rows: int) -> Tensor:
     """As `shared`."""
     peers, n, _ = records.shape
-    rows = min(n, _SHARED_ROWS)
-    counts = torch.zeros((peers, peers), dtype=torch.int64, device=records.device)
-    marks = torch.empty((rows, peers, fmt.length), dtype=torch.uint8, device=records.device)
+    programs = min(n, _SHARED_ROWS)
+    counts = torch.zeros((rows, peers), dtype=torch.int64, device=records.device)
+    marks = torch.empty((programs, peers, fmt.length), dtype=torch.uint8, device=records.device)
     _launch(
         shared_chunks,
-        rows,
+        programs,
         records,
-        *(records, counts, marks, n, peers, records.stride(0)),
+        *(records, counts, marks, n, peers, records.stride(0), rows),
         BLOCK=4096,
         OTHERS=16,
         **_reading(fmt) | {"warps": 4},
@@ -238,20 +238,22 @@ def revert(plan: Plan, theta: Tensor, body: U8, saved: Tensor) -> None:
         revert_on_device(part.format, part.chunks(theta), records, part.sent(saved))
 
 
-def dot(plan: Plan, gradient: Tensor, body: U8, clips: F32, share: np.float32) -> float:
-    """⟨gradient, share·(clip·ŝ)⟩ in binary64."""
-    total = 0.0
+def dot(plan: Plan, gradient: Tensor, bodies: Sequence[U8], clips: F32, share: np.float32) -> F64:
+    """⟨gradient, share·(clip·ŝ)⟩ of each peer in binary64; the device is waited for once."""
+    totals = torch.zeros(len(bodies), dtype=torch.float64, device=gradient.device)
     for part in _parts(plan):
-        records = _upload([part.records(body)], gradient.device)[0]
-        total += float(dot_on_device(part.format, part.chunks(gradient), records, clips[part.parameter], share))
-    return total
+        records = _upload([part.records(body) for body in bodies], gradient.device)
+        chunks, factors = part.chunks(gradient), clips[:, part.parameter]
+        for peer, clip in enumerate(factors):
+            totals[peer] += dot_on_device(part.format, chunks, records[peer], clip, share)
+    found: F64 = totals.cpu().numpy()
+    return found
 
 
-def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
-    """Common positions of every pair."""
-    total = np.zeros((len(bodies), len(bodies)), np.int64)
+def shared(plan: Plan, bodies: Sequence[U8], rows: int) -> I64:
+    """Common positions of pairs."""
+    total = np.zeros((rows, len(bodies)), np.int64)
     for part in _parts(plan):
-        total += (
-            shared_on_device(part.format, _upload([part.records(body) for body in bodies], _device())).cpu().numpy()
-        )
+        records = _upload([part.records(body) for body in bodies], _device())
+        total += shared_on_device(part.format, records, rows).cpu().numpy()
     return total

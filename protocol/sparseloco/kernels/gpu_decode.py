@@ -308,6 +308,7 @@ def shared_chunks(
     n: tl.tensor,
     peers: tl.tensor,
     stride: tl.tensor,
+    compared: tl.tensor,
     LENGTH: tl.constexpr,
     K: tl.constexpr,
     LOW: tl.constexpr,
@@ -318,8 +319,8 @@ def shared_chunks(
     BLOCK: tl.constexpr,
     OTHERS: tl.constexpr,
 ) -> None:
-    """Each peer's values of a chunk are marked in a row of its own; then each peer's positions are looked up in all
-    rows."""
+    """Each peer's values of a chunk are marked in a row of its own; then the positions of each of the first `compared`
+    peers are looked up in all rows."""
     row = tl.program_id(0).to(tl.int64)
     marks += row * peers * LENGTH
     for chunk in range(row, n, tl.num_programs(0)):
@@ -335,7 +336,7 @@ def shared_chunks(
             record += stride
         tl.debug_barrier()
         record = records + chunk * SIZE
-        for peer in range(peers):
+        for peer in range(compared):
             sent, rank, position = _positions(record, K, LOW, UPPER_BITS, LANES)
             sent &= _values(record, rank, sent, K, LOW, UPPER_BITS, VALUE_BITS) != 0.0
             for first in range(0, peers, OTHERS):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from protocol.sparseloco.kernels import F32, I64, U8, Inspection
+from protocol.sparseloco.kernels import F32, F64, I64, U8, Inspection
 from protocol.sparseloco.plan import Plan
 from protocol.sparseloco.records import LEVELS, MIDPOINTS, Codes, Flaw, pack, parse, unpack
 
@@ -90,26 +90,27 @@ def revert(plan: Plan, theta: F32, body: U8, saved: F32) -> None:
         np.put_along_axis(group.chunks(theta), positions, group.sent(saved), axis=1)
 
 
-def dot(plan: Plan, gradient: F32, body: U8, clips: F32, share: np.float32) -> float:
-    """The inner product over the positions that were sent."""
-    total = 0.0
-    for group in plan.groups:
-        positions, codes = unpack(group.format, group.records(body))
-        met = np.take_along_axis(group.chunks(gradient), positions, axis=1).astype(np.float64)
-        total += float((met * (share * (clips[group.parameter] * codes.values()))).sum())
-    return total
+def dot(plan: Plan, gradient: F32, bodies: Sequence[U8], clips: F32, share: np.float32) -> F64:
+    """The inner products over the positions that were sent."""
+    totals = np.zeros(len(bodies))
+    for peer, body in enumerate(bodies):
+        for group in plan.groups:
+            positions, codes = unpack(group.format, group.records(body))
+            met = np.take_along_axis(group.chunks(gradient), positions, axis=1).astype(np.float64)
+            totals[peer] += (met * (share * (clips[peer, group.parameter] * codes.values()))).sum()
+    return totals
 
 
-def shared(plan: Plan, bodies: Sequence[U8]) -> I64:
-    """Common positions of every pair, counted chunk by chunk."""
-    total = np.zeros((len(bodies), len(bodies)), np.int64)
+def shared(plan: Plan, bodies: Sequence[U8], rows: int) -> I64:
+    """Common positions of pairs, counted chunk by chunk."""
+    total = np.zeros((rows, len(bodies)), np.int64)
     for group in plan.groups:
         sent = np.zeros((len(bodies), group.count, group.format.length), bool)
         for row, body in zip(sent, bodies, strict=True):
             positions, codes = unpack(group.format, group.records(body))
             np.put_along_axis(row, positions, codes.values() != 0, axis=1)
         flat = sent.reshape(len(bodies), -1).astype(np.int64)
-        total += flat @ flat.T
+        total += flat[:rows] @ flat.T
     return total
 
 

@@ -1,11 +1,10 @@
-"""Why a peer got its score: one receipt, in words and with its arithmetic (protocol §14). Pure: nothing is read."""
+"""Why a peer got its score in a window, in words and with its arithmetic (protocol §14). Pure: nothing is read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group
@@ -13,150 +12,62 @@ from rich.table import Table
 from rich.text import Text
 
 from neurons.errors import NotJudged
+from neurons.explain.evidence import Evidence
+from neurons.explain.reasons import MEANINGS, passed_checks
+from neurons.explain.repairs import Repair, repairs
+from neurons.explain.timeline import Moment, clock, sized, timeline
 from neurons.leaderboard.words import number, percent, plain, plural, short
 from protocol.errors import Reason
 from protocol.gauntlet.checks import MISSING_REASONS
 from protocol.gauntlet.receipts import Judgement, Receipt, Receipts, Submission
 from protocol.run import Run
 
-MEANINGS: dict[Reason, tuple[str, str]] = {
-    Reason.NO_SEAL: (
-        "When the window closed there was no seal of this peer in its bucket.",
-        "Keep the miner running, and its clock on the chain; if it says it sealed, check that the bucket it commits "
-        "to on chain is the one it writes to.",
-    ),
-    Reason.LATE_SEAL: (
-        "A seal is there, but it appeared after the one snapshot that all validators take.",
-        "Upload is too slow or starts too late: stop the inner steps earlier, or use a faster line.",
-    ),
-    Reason.BAD_SIGNATURE: (
-        "The seal is not a document signed by this hotkey, or the payload inside names another hotkey.",
-        "Seal with the hotkey that is registered; a payload of another peer never counts.",
-    ),
-    Reason.WRONG_RUN: (
-        "The contribution is for another run: its run digest differs.",
-        "Use the run.toml of this run, unchanged.",
-    ),
-    Reason.WRONG_WINDOW: (
-        "The contribution is for another window; one of an earlier window cannot be used again.",
-        "Seal in the window that was trained; if the miner does, its view of the chain is behind.",
-    ),
-    Reason.WRONG_LAYOUT: (
-        "The contribution is for a model with other parameters.",
-        "Build the model from run.toml, with a version of transformers that gives the same parameters.",
-    ),
-    Reason.NO_REVEAL: (
-        "The seal was there, but its key was not published by the reveal deadline.",
-        "Keep the miner running after the close until its key is out; a sealed payload without key is worth nothing.",
-    ),
-    Reason.WRONG_KEY: (
-        "The published key is not the one the seal committed to, or the shards do not open with it: so end shards "
-        "that were sealed by somebody else.",
-        "Publish the key that sealed these shards; shards copied from another peer never open.",
-    ),
-    Reason.NO_SHARD: (
-        "The key is out, but a shard that the seal names is not in the bucket.",
-        "Upload every shard before the key, and check that uploads succeed.",
-    ),
-    Reason.SHARD_SIZE: (
-        "A shard does not have the size that the run and the seal say.",
-        "Do not change objects after sealing; sizes follow from run.toml alone.",
-    ),
-    Reason.SHARD_DIGEST: (
-        "What lies in the bucket is not what was sealed.",
-        "Never replace a shard after its seal; if nobody did, the store or the upload damages data.",
-    ),
-    Reason.NOT_CANONICAL: (
-        "The payload is not in the one form the wire format allows.",
-        "Write payloads with this package, or follow docs/protocol.md to the bit.",
-    ),
-    Reason.BAD_LEVEL: (
-        "The payload holds a value that the wire format never writes.",
-        "Write payloads with this package, or follow docs/protocol.md to the bit.",
-    ),
-    Reason.STALE_BASE: (
-        "It was trained from an older state than the one this window started from.",
-        "The miner cannot keep up: look in its log for what delays applying the manifest, and start it again if it "
-        "does not catch up.",
-    ),
-    Reason.BAD_SYNC_PROOF: (
-        "It names the right state but did not prove to hold it: its own parameters differ.",
-        "Start the miner again, so that it loads a checkpoint and replays the ledger.",
-    ),
-    Reason.NORM: (
-        "Its update is many times as large as those of the others.",
-        "Train with the inner learning rate of run.toml; a larger update counts for no more.",
-    ),
-    Reason.DUPLICATE: (
-        "Its records equal those of another payload, of this window or an earlier one.",
-        "Train on the assigned pages and send each result once.",
-    ),
-    Reason.OVERLAP: (
-        "It shares more positions with another payload than independent training ever does.",
-        "Train on the assigned pages; a re-computed or disturbed copy is still a copy.",
-    ),
-    Reason.UNREACHABLE: (
-        "Its bucket could not be read in time.",
-        "Check that the committed bucket answers readers, from outside too, with the committed credentials.",
-    ),
-}
-"""What each reason means, and what its owner should do."""
+_MARKS = {True: "✓", False: "✕", None: " "}
 
-# Checks of the seal, of the bytes and of the values mingle a little: what a contribution had surely passed when it
-# failed one of these is less than all that stands before it in the list.
-_SURELY_PASSED = {
-    Reason.LATE_SEAL: 0,
-    Reason.SHARD_SIZE: 6,
-    Reason.SHARD_DIGEST: 6,
-    Reason.BAD_LEVEL: 11,
-    Reason.UNREACHABLE: 0,
-}
+Section = tuple[str, tuple[str, ...]]
+"""A title and its lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One peer in one window. `incentive` is what the chain pays it, a share in [0, 1]; None if not known."""
+    """One slot in one window. `judged` is what there is to say of its receipt, None if it has none; `instead` says
+    then what it is."""
 
-    receipts: Receipts
-    receipt: Receipt
-    run: Run
-    incentive: float | None
+    evidence: Evidence
+    timeline: tuple[Moment, ...]
+    repairs: tuple[Repair, ...]
+    judged: Judged | None
+    instead: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Every number of the receipt; scores under the names the leaderboard uses."""
-        receipt, after = self.receipt.model_dump(mode="json"), self.receipt.after
-        return {
-            "uid": self.receipt.uid,
-            "hotkey": self.receipt.hotkey,
-            "window": self.receipts.window,
-            "validator": self.receipts.signer,
-            "rating": after.rating,
-            "unique_work": after.unique_work,
-            "unique_work_error": after.unique_work_error,
-            "sync": after.sync,
-            "standing": after.standing,
-            "final": after.final,
-            "weight": self.receipt.weight,
-            "incentive": self.incentive,
-            "list": self.receipt.list_next,
-            "checks_passed": [reason.value for reason in passed_checks(self.receipt.reason)],
-            **receipt,
+        """The whole receipt, if there is one, with scores under the names the leaderboard uses; the timeline; and what
+        would have changed it."""
+        evidence = self.evidence
+        shown: dict[str, Any] = {
+            "uid": evidence.uid,
+            "hotkey": evidence.hotkey,
+            "window": evidence.window,
+            "incentive": evidence.incentive,
+            "judged": self.judged is not None,
+            "instead": list(self.instead),
+            "timeline": [moment.to_json() for moment in self.timeline],
+            "would_change": [repair.to_json() for repair in self.repairs],
         }
+        refusal = evidence.refusal
+        shown["manifest"] = {
+            "contributed": evidence.contribution is not None,
+            "reason": refusal.reason.value if refusal else None,
+            "detail": refusal.detail if refusal else None,
+        }
+        return shown | (self.judged.to_json() if self.judged else {"reason": shown["manifest"]["reason"]})
 
-    def sections(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What happened, in order: a title and its lines, for each step from the seal to the pay."""
-        return (
-            ("sealed", tuple(self._sealed())),
-            ("checks", tuple(self._checks())),
-            ("applied", (self._applied(),)),
-            ("gain", tuple(self._gain())),
-            ("unique work", tuple(self._unique_work())),
-            ("rating", tuple(self._rating())),
-            ("sync", (self._sync(),)),
-            ("standing", (self._standing(),)),
-            ("final score", tuple(self._final())),
-            ("paid", tuple(self._paid())),
-        )
+    def sections(self) -> tuple[Section, ...]:
+        """What happened, in order: a title and its lines, for each step from the opening of the window to the pay."""
+        middle = self.judged.sections() if self.judged else (("instead", self.instead),)
+        would: tuple[str, ...] = tuple(f"→ {repair.words}" for repair in self.repairs)
+        if self.judged and not would:
+            would = ("nothing cost this peer anything",)
+        return (("timeline", tuple(self._times())), *middle, *([("otherwise", would)] if would else []))
 
     def text(self) -> str:
         """The whole explanation as plain lines."""
@@ -173,14 +84,65 @@ class Explanation:
             table.add_row(title, Text("\n").join(_styled(line) for line in body))
         return Group(Text(self._title(), style="bold"), Text(), table)
 
-    # --- the steps ----------------------------------------------------------------------------------------
+    def _times(self) -> Iterator[str]:
+        days = [clock(moment.at)[:10] for moment in self.timeline if moment.block is not None and moment.at is not None]
+        today = days[0] if days else ""
+        if today:
+            yield f"on {today}, in UTC"
+        for moment in self.timeline:
+            when = clock(moment.at).removeprefix(today).strip() if moment.at is not None else "-"
+            block = f"block {moment.block}" if moment.block is not None else ""
+            facts = ", ".join(part for part in (block, sized(moment), moment.note) if part)
+            yield f"{_MARKS[moment.good]} {when:<8}  {moment.what}" + (f": {facts}" if facts else "")
 
     def _title(self) -> str:
-        receipts, receipt = self.receipts, self.receipt
+        evidence = self.evidence
+        who = f"uid {evidence.uid}" + (f" ({short(evidence.hotkey)})" if evidence.hotkey else "")
+        by = f", judged by {short(evidence.receipts.signer)}" if self.judged and evidence.receipts else ""
+        return f"{who} in window {evidence.window} of {evidence.run.name}{by}"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a receipt says, step by step. `incentive` is what the chain pays now, None if it is not known."""
+
+    receipts: Receipts
+    receipt: Receipt
+    run: Run
+    incentive: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number of the receipt; scores under the names the leaderboard uses."""
+        receipt, after = self.receipt.model_dump(mode="json"), self.receipt.after
+        return {
+            "validator": self.receipts.signer,
+            "rating": after.rating,
+            "unique_work": after.unique_work,
+            "unique_work_error": after.unique_work_error,
+            "sync": after.sync,
+            "standing": after.standing,
+            "final": after.final,
+            "list": self.receipt.list_next,
+            "checks_passed": [reason.value for reason in passed_checks(self.receipt.reason)],
+            **receipt,
+        }
+
+    def sections(self) -> tuple[Section, ...]:
+        """What happened, in order: a title and its lines, for each step from the seal to the pay."""
         return (
-            f"uid {receipt.uid} ({short(receipt.hotkey)}) in window {receipts.window} of {self.run.name}, "
-            f"judged by {short(receipts.signer)}"
+            ("sealed", tuple(self._sealed())),
+            ("checks", tuple(self._checks())),
+            ("applied", (self._applied(),)),
+            ("gain", tuple(self._gain())),
+            ("unique work", tuple(self._unique_work())),
+            ("rating", tuple(self._rating())),
+            ("sync", (self._sync(),)),
+            ("standing", (self._standing(),)),
+            ("final score", tuple(self._final())),
+            ("paid", tuple(self._paid())),
         )
+
+    # --- the steps ----------------------------------------------------------------------------------------
 
     def _sealed(self) -> Iterator[str]:
         submission = self.receipt.submission
@@ -225,6 +187,8 @@ class Explanation:
                 f"after {number(self.run.gauntlet.step_share, 2)} of its step; "
                 f"first-order estimate {percent(judgement.first_order_gain, 3, signed=True)}"
             )
+        if judgement.overstates:
+            yield "the first-order gain promises more than twice of it: until measured again, it plays no match by that"
 
     def _place(self, judgement: Judgement) -> str:
         ranks = [r.judgement.rank for r in self.receipts.receipts if r.judgement is not None]
@@ -246,8 +210,14 @@ class Explanation:
             )
         yield (
             f"against the others on the same pages: {number(judgement.unique_work, 3)} in [−1, 1]; "
-            f"average {number(before.unique_work, 3)} → {number(after.unique_work, 3)}"
+            f"average {number(before.unique_work, 3)} → {number(after.unique_work, 3)}, evident from "
+            f"{number(self.run.gauntlet.unique_work_errors * after.unique_work_error, 3)} on"
         )
+        if judgement.resembles is not None:
+            yield (
+                f"✕ but it does page for page what uid {judgement.resembles.uid} does, correlation "
+                f"{number(judgement.resembles.correlation)}: counted as −1"
+            )
 
     def _rating(self) -> Iterator[str]:
         before, after = self.receipt.before, self.receipt.after
@@ -255,9 +225,12 @@ class Explanation:
             f"{number(before.rating)} → {number(after.rating)}  = μ {number(after.mu)} − 3 × σ {number(after.sigma)}"
         )
         if (before.mu, before.sigma) == (after.mu, after.sigma):
-            yield "unchanged: it was not in this window's match"
+            yield "unchanged: it was in none of this window's matches"
         elif self.receipt.judgement is None:
-            yield "last place in this window's match, with all who sent nothing valid"
+            yield "last place in all of this window's matches, with all who sent nothing valid"
+        elif places := self.receipt.judgement.places:
+            shown = ", ".join(str(place + 1) for place in places)
+            yield f"places on the {len(places)} random pages, a match of a few on each: {shown}"
 
     def _sync(self) -> str:
         steps = self.receipt.steps_behind
@@ -302,7 +275,8 @@ class Explanation:
             yield f"unique work is not evident: it would have to be {number(least, 3)}, beyond what chance gives"
 
     def _paid(self) -> Iterator[str]:
-        receipt, later = self.receipt, self.receipts.window + 2
+        # The next manifest carries the lists made after this window; they count two windows after it.
+        receipt, later = self.receipt, self.receipts.window + 3
         places = {
             "gather": f"on the gather list: its payload of window {later} is applied if valid",
             "reserve": f"on the reserve list: it steps in in window {later} if a gather peer fails",
@@ -315,32 +289,50 @@ class Explanation:
             yield f"incentive {percent(self.incentive, 2)} of what the chain pays to miners, as of its last epoch"
 
 
-def explain(receipts: Receipts, uid: int, run: Run, incentive: float | None) -> Explanation:
-    """Explain the peer in slot `uid`; `NotJudged` when these receipts have none for it."""
-    receipt = receipts.of(uid)
-    if receipt is None:
-        judged = ", ".join(str(r.uid) for r in receipts.receipts) or "nobody"
-        raise NotJudged(f"uid {uid} has no receipt in window {receipts.window}: judged were {judged}")
-    return Explanation(receipts, receipt, run, incentive)
+def explain(evidence: Evidence) -> Explanation:
+    """Explain the slot of `evidence`; `NotJudged` when nobody has it, or ever had it in that window."""
+    receipt, receipts = evidence.receipt, evidence.receipts
+    if receipt is not None and receipts is not None:
+        judged = Judged(receipts, receipt, evidence.run, evidence.incentive)
+        return Explanation(evidence, timeline(evidence), repairs(evidence), judged)
+    return Explanation(evidence, timeline(evidence), repairs(evidence), None, tuple(_instead(evidence)))
 
 
-def passed_checks(failed: Reason | None) -> tuple[Reason, ...]:
-    """The checks that a contribution had surely passed when it failed `failed`; all of them if it is None."""
-    order = tuple(Reason)
-    if failed is None:
-        return order
-    return order[: _SURELY_PASSED.get(failed, order.index(failed))]
+def _instead(evidence: Evidence) -> Iterator[str]:
+    """What there is to say of a slot without a receipt."""
+    neuron, refusal, window = evidence.neuron, evidence.refusal, evidence.window
+    pending = "its receipt is still to come" if evidence.receipts is None else "the validator's receipts leave it out"
+    if refusal is not None:
+        meaning, remedy = MEANINGS[refusal.reason]
+        yield f"✕ rejected in manifest {window}: {refusal.reason}: {plain(refusal.detail)}; {pending}"
+        yield meaning
+        yield f"→ {remedy}"
+    elif evidence.contribution is not None:
+        yield f"● applied: it is in manifest {window}; {pending}"
+    elif neuron is None:
+        judged = ", ".join(str(r.uid) for r in evidence.receipts.receipts) if evidence.receipts else ""
+        raise NotJudged(
+            f"uid {evidence.uid} has no receipt in window {window}, and nobody holds that slot now: judged were "
+            f"{judged or 'none'}"
+        )
+    elif neuron.validator_permit:
+        yield f"this slot is a validator's, with a stake of {number(neuron.stake)}: it judges, and is not judged"
+    elif neuron.registered_at > evidence.deadlines.seal_block:
+        yield f"registered in block {neuron.registered_at}, after the seals of window {window} were taken"
+    elif evidence.receipts is None:
+        yield f"the receipts of window {window} are still to come; its manifest does not name this peer"
+    else:
+        yield (
+            "not judged: no validator has ever seen a seal of this hotkey in time, and who has never sealed is taken "
+            "for no miner"
+        )
+        yield "→ seal once before the snapshot, and every window after that has a receipt"
 
 
 def _stored(submission: Submission) -> str:
-    """When the bucket says the seal was stored; a store may report any number."""
-    if submission.stored_at is None:
-        return ""
-    try:
-        when = datetime.fromtimestamp(submission.stored_at, UTC)
-    except (OverflowError, OSError, ValueError):
-        return ", stored at a time that is none"
-    return f", stored {when:%Y-%m-%d %H:%M:%S} UTC by its bucket's clock"
+    """When the bucket said at the snapshot that the seal was stored."""
+    when = clock(submission.stored_at)
+    return f", stored {when} UTC by its bucket's clock" if when else ""
 
 
 def _floored(value: float) -> str:
