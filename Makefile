@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 
-.PHONY: setup tools radosgw demo test lint check bench fuzz images clean
+.PHONY: setup tools radosgw demo test lint check bench fuzz model images clean
 
 setup: $(STAMP)  ## a virtual environment with everything that Windrow needs
 tools: $(TOOLS)  ## and with what tests and checks need: Triton alone takes 1 GB
@@ -43,6 +43,9 @@ bench: setup  ## what a window costs on this machine, and the codec against plai
 
 fuzz: tools  ## look for bytes that confuse the decoder, for a minute
 	$(BIN)/python tests/fuzz/decoder.py -max_total_time=60
+
+model: tools  ## search everything that may happen to finality in small networks, some minutes
+	$(BIN)/python -m tests.model
 
 images:  ## container images of the neurons (docker/README.md); PIP_ARGS goes to pip
 	for target in windrow windrow-gpu; do \

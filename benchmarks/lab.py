@@ -50,7 +50,8 @@ def tables(found: Sequence[Row], played: Sequence[Played], setting: Setting) -> 
     attacks = [row for row in found if not row.attack.startswith(_MIXTURE)]
     mixtures = [row for row in found if row.attack.startswith(_MIXTURE)]
     seeds = max((row.seeds for row in found), default=0)
-    intro = f"{setting.miners} miners, {setting.windows} windows, {seeds} seeds; in brackets the range over the seeds."
+    spread = "1 seed" if seeds == 1 else f"{seeds} seeds; in brackets the range over the seeds"
+    intro = f"{setting.miners} miners, {setting.windows} windows, {spread}."
     parts = [intro, *_attack_table(sorted(attacks, key=lambda row: (row.attack != HONEST.name, -(row.pay or 0.0))))]
     if mixtures:
         parts += ["", *_mixture_table(mixtures)]

@@ -44,7 +44,8 @@ class Permutation:
         return left << half_bits | right
 
 
-def _key(run: Run, block_hash: bytes, purpose: str) -> bytes:
+def drawing_key(run: Run, block_hash: bytes, purpose: str) -> bytes:
+    """K(hash, purpose): 32 bytes that key what is drawn from a block's hash, different for each run and purpose."""
     return blake3(run.digest_bytes + block_hash + purpose.encode()).digest()
 
 
@@ -58,7 +59,7 @@ class Assignment:
     pages: int
 
     def _page(self, position: int) -> int:
-        return Permutation(_key(self.run, self.window_hash, "data"), self.pages)(position)
+        return Permutation(drawing_key(self.run, self.window_hash, "data"), self.pages)(position)
 
     def own(self, uid: int) -> tuple[int, ...]:
         """The pages of the miner in slot `uid`, in training order. `ValueError` for a uid beyond the run's slots."""
@@ -70,12 +71,12 @@ class Assignment:
     def scored_own(self, uid: int, judge_hash: bytes) -> tuple[int, ...]:
         """The part of a miner's pages on which it is scored, drawn with the hash of block C + g + 1."""
         own = self.own(uid)
-        draw = Permutation(_key(self.run, judge_hash, f"own {uid}"), len(own))
+        draw = Permutation(drawing_key(self.run, judge_hash, f"own {uid}"), len(own))
         return tuple(own[draw(i)] for i in range(self.run.gauntlet.own_pages))
 
     def scored_random(self, judge_hash: bytes) -> tuple[int, ...]:
         """The shared random pages, which no slot was assigned in this window, drawn with the same hash: as many as may
         be needed. Judging begins with the first of them."""
         first = self.run.dataset.slots * self.run.pages_per_window
-        draw = Permutation(_key(self.run, judge_hash, "random"), self.pages - first)
+        draw = Permutation(drawing_key(self.run, judge_hash, "random"), self.pages - first)
         return tuple(self._page(first + draw(i)) for i in range(self.run.gauntlet.random_pages_most))

@@ -139,7 +139,7 @@ class Uploads:
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
         try:
             await self._post(
-                key, {"uploadId": upload}, "CompleteMultipartUploadResult", body, window_seconds=_COMPLETING_SECONDS
+                key, {"uploadId": upload}, "CompleteMultipartUploadResult", body, alive_seconds=_COMPLETING_SECONDS
             )
         except NotFound:
             # A completed upload is no more. If an answer was lost, this was us: the object shows it.
@@ -155,12 +155,12 @@ class Uploads:
         return told == (200, str(size_bytes), f"{tag}-{len(etags)}")
 
     async def _post(
-        self, key: str, query: Mapping[str, str], root: str, body: bytes = b"", window_seconds: float | None = None
+        self, key: str, query: Mapping[str, str], root: str, body: bytes = b"", alive_seconds: float | None = None
     ) -> tuple[Answer, S3Answer]:
         """The answer to one step, checked: a store may begin a success and say in its body that there was none."""
         what, sink = f"write {key}", _Outcome(root)
         answer = await self._requests.send(
-            "POST", key, what, query=query, body=body, sink=sink, window_seconds=window_seconds
+            "POST", key, what, query=query, body=body, sink=sink, alive_seconds=alive_seconds
         )
         if answer.status != 200:
             refuse(answer, what, key)

@@ -93,15 +93,15 @@ class S3Requests:
         query: Mapping[str, str] = _NOTHING,
         body: bytes | memoryview = b"",
         sink: Sink | None = None,
-        window_seconds: float | None = None,
+        alive_seconds: float | None = None,
     ) -> Answer:
         """One request about the object `key`, or about the bucket for an empty key; `what` is how messages call it and
-        `window_seconds` as in `Request`. Raises like `Transport.exchange`."""
+        `alive_seconds` as in `Request`. Raises like `Transport.exchange`."""
         digest = await _digest(body)
 
         def build() -> Request:
             signed = self._signed(method, key, what, headers, query, body, digest)
-            return replace(signed, window_seconds=window_seconds)
+            return replace(signed, alive_seconds=alive_seconds)
 
         return await self.transport.exchange(build, sink or Gathered(0))
 

@@ -7,6 +7,7 @@ never when the store has understood and refused. Redirects are not followed: a p
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -84,15 +85,15 @@ RETRIES = Retries()
 @dataclass(frozen=True, slots=True)
 class Request:
     """One attempt at a request. `url` is escaped already and shown in no message; `what` is how messages call the
-    request, such as `read a/b from HOST`. `window_seconds`, where given, replaces that of the transport's limits: some
-    answers of the own store take long and are kept alive by nothing but white space."""
+    request, such as `read a/b from HOST`. With `alive_seconds` every byte counts as progress, for as long as that:
+    some answers of the own store take minutes and are kept alive by nothing but white space."""
 
     method: str
     url: str
     what: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | memoryview = b""
-    window_seconds: float | None = None
+    alive_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,16 +208,16 @@ class Transport:
             if parts.scheme != "https":
                 raise ForbiddenAddress(f"cannot {request.what}: only https may be used to reach what a peer names")
             check_host(parts.hostname or "", parts.port or HTTPS_PORT)
-        seconds = request.window_seconds or self.limits.window_seconds
         async with self._slot(parts.netloc):
             try:
-                async with asyncio.timeout(seconds) as deadline:
-                    progress = _Progress(deadline, seconds, self.limits.window_bytes)
+                async with asyncio.timeout(self.limits.window_seconds) as deadline:
+                    progress = _Progress(deadline, self.limits, request.alive_seconds)
                     return await self._talk(request, sink, attempt, progress)
             except TimeoutError as error:
                 if not deadline.expired():
                     raise Broken(f"no connection within {self.limits.connect_seconds:g} s") from error
-                raise Broken(f"fewer than {self.limits.window_bytes} bytes in {seconds:g} s") from error
+                limits = self.limits
+                raise Broken(f"fewer than {limits.window_bytes} bytes in {limits.window_seconds:g} s") from error
             except aiohttp.ClientConnectorCertificateError as error:
                 raise Unavailable(f"cannot {request.what}: its host's certificate is not valid") from error
             except aiohttp.ClientError as error:
@@ -284,9 +285,11 @@ class Transport:
 class _Progress:
     """Moves the deadline of an attempt as its bytes do."""
 
-    def __init__(self, deadline: asyncio.Timeout, seconds: float, window_bytes: int) -> None:
-        self._deadline, self._seconds, self._bytes = deadline, seconds, window_bytes
+    def __init__(self, deadline: asyncio.Timeout, limits: Limits, alive_seconds: float | None) -> None:
+        self._deadline, self._seconds = deadline, limits.window_seconds
         self._loop = asyncio.get_running_loop()
+        self._bytes = limits.window_bytes if alive_seconds is None else 1
+        self._last = math.inf if alive_seconds is None else self._loop.time() + alive_seconds
         self._moved = 0
 
     def moved(self, count: int) -> None:
@@ -297,7 +300,7 @@ class _Progress:
     def answered(self) -> None:
         """A new window begins: the request is out, or its answer is in sight."""
         self._moved = 0
-        self._deadline.reschedule(self._loop.time() + self._seconds)
+        self._deadline.reschedule(min(self._loop.time() + self._seconds, self._last))
 
 
 async def _pieces(body: bytes | memoryview, progress: _Progress) -> AsyncIterator[memoryview]:

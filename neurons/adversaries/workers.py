@@ -175,10 +175,17 @@ class Outdated(Miner):
         self.past.append((self.root(), self.state.theta.copy()))
         await super().apply(manifest)
 
+    async def window(self, number: int) -> None:
+        """As an honest miner; not before there is an older state to cheat with."""
+        if self.past:
+            await super().window(number)
+        else:
+            await self.sit_out(deadlines(number, self.run.time))
+
     async def train(self, window: Window) -> InnerResult:
         """Train from the oldest state there is, and send the difference as if it were from the newest."""
         now = self.state.theta
-        old = self.past[0][1] if self.past else now
+        old = self.past[0][1]
         self.state.theta = old
         try:
             result = await super().train(window)
@@ -196,7 +203,7 @@ class Unsynced(Outdated):
     async def header(self, window: Window, steps: int, tokens: int) -> bytes:
         """With the proof that the old state gives."""
         now = self.state.theta
-        self.state.theta = self.past[0][1] if self.past else now
+        self.state.theta = self.past[0][1]
         try:
             return await super().header(window, steps, tokens)
         finally:
@@ -210,11 +217,8 @@ class Stale(Outdated):
     _named: str | None = None
 
     async def window(self, number: int) -> None:
-        """As an honest miner, under the root of the state that it trained from; not before there is an older one."""
-        if not self.past:
-            await self.sit_out(deadlines(number, self.run.time))
-            return
-        self._named = self.past[0][0]
+        """Under the root of the state that it trains from."""
+        self._named = self.past[0][0] if self.past else None
         try:
             await super().window(number)
         finally:

@@ -65,6 +65,13 @@ class Manifest(SignedDocument):
     reserve: tuple[Seat, ...]
 
 
+def signed_twice(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests whose signatures hold prove that their signer broke the rule: one key, one window, one
+    predecessor, two manifests. A signer whose chain lost may lead the window again, after another predecessor."""
+    same = (one.signer, one.window, one.previous) == (other.signer, other.window, other.previous)
+    return same and one.digest() != other.digest()
+
+
 def leader_order(neurons: Sequence[Neuron]) -> tuple[Neuron, ...]:
     """Validators with a permit in the order in which their manifests count: most stake first, then lowest uid."""
     return tuple(sorted((n for n in neurons if n.validator_permit), key=lambda n: (-n.stake, n.uid)))

@@ -135,6 +135,25 @@ def test_the_manifest_comes_in_the_same_block_with_hostile_peers_and_without(net
     assert virtual(scenario(hostile)) == without
 
 
+def test_who_leads_waits_for_no_other_validator(network, virtual, table) -> None:
+    async def scenario(silent: bool) -> dict[int, int]:
+        async with await network(["v", "w", *HONEST], stakes=(1000.0, 500.0), table=dict(table)) as net:
+
+            def open_bucket(commitment: bytes) -> Any:
+                other = commitment == net.location("w") and silent
+                return Silent(net.bucket("w").root, ".json") if other else net.open_bucket(commitment)
+
+            await net.chain.commit(net.keypairs["w"], net.location("w"))
+            leader = net.start("v", Observed, open_bucket=open_bucket)
+            for name in HONEST:
+                net.start(name, open_bucket=open_bucket)
+            await net.windows(3)
+            written: dict[int, int] = leader.written
+            return written
+
+    assert virtual(scenario(True)) == virtual(scenario(False))
+
+
 @pytest.mark.parametrize("number", range(len(VIEWS) - 1), ids=list(VIEWS)[:-1])
 def test_a_hostile_peer_on_the_list_delays_the_manifest_until_keys_are_due_and_no_longer(
     network, virtual, table, number: int

@@ -116,7 +116,7 @@ def _weights_count_unclipped(patch: pytest.MonkeyPatch) -> None:
 
 PAID_WITHOUT: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], ...]] = {
     "late-seal": (_late_seals_count,),
-    "unsynced": (_no_proof,),
+    "unsynced": (_no_proof, _all_draw),
     "scale": (_any_norm,),
     "random-pool": (_all_work_is_unique,),
     "collude": (_weights_count_unclipped,),
@@ -145,6 +145,7 @@ LEFT_TO_OTHERS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str | None
     "copy-ciphertext": (_ciphertexts_open_anywhere, "bad_signature"),
     "copy-last": (_copies_pass, None),
     "stale-1": (_any_base, None),
+    "unsynced": (_no_proof, None),
 }
 """Attacks that still earn nothing without the defence that names them, and the reason that others give then."""
 

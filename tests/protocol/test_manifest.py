@@ -24,6 +24,7 @@ from protocol.ledger.manifest import (
     check_contributions,
     check_manifest,
     leader_order,
+    signed_twice,
 )
 from protocol.ledger.replay import apply_manifest
 from protocol.ledger.state import State, state_root
@@ -119,6 +120,14 @@ def test_a_manifest_that_does_not_fit_is_refused_by_field(
 ) -> None:
     with pytest.raises(LedgerError, match=why):
         check(make(**change))
+
+
+def test_two_manifests_of_one_key_after_one_predecessor_are_evidence(make: Make, bob: Keypair) -> None:
+    assert signed_twice(make(), make(gather=()))
+    assert not signed_twice(make(), make())  # signed twice, with another random signature
+    assert not signed_twice(make(), make(gather=(), previous="78" * 32))
+    assert not signed_twice(make(), make(gather=(), window=4))
+    assert not signed_twice(make(), make(key=bob))
 
 
 def test_a_manifest_that_differs_in_the_root_alone_is_a_divergence(

@@ -16,14 +16,18 @@ import pytest
 from blake3 import blake3
 
 from protocol.assignment import Assignment, Permutation
+from protocol.chain.port import Neuron
 from protocol.errors import DocumentError, Rejected
 from protocol.gauntlet.scorebook import Event, Scorebook, update
 from protocol.gauntlet.selection import select
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import SignedDocument, canonical_json
+from protocol.ledger.attestation import Attestation
+from protocol.ledger.ballot import Ballot, Phase, due_block, rounds
+from protocol.ledger.electorate import ballot_leader, electorate_of
 from protocol.ledger.manifest import Manifest
 from protocol.ledger.state import leaf_digests, state_root
-from protocol.run import Run, run_from_table
+from protocol.run import Run, Time, run_from_table
 from protocol.sealing import Reveal, Seal
 from protocol.sparseloco.aggregate import clip_factors, outer_step
 from protocol.sparseloco.compress import compress, decompress
@@ -166,7 +170,7 @@ def test_a_value_has_this_canonical_form(case: dict[str, Any]) -> None:
     assert canonical_json(case["value"]).decode() == case["text"]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("seal", Seal), ("manifest", Manifest)])
+@pytest.mark.parametrize(("name", "kind"), [("seal", Seal), ("manifest", Manifest), ("attestation", Attestation)])
 def test_a_signed_document_verifies_and_has_this_digest(name: str, kind: type[SignedDocument]) -> None:
     vectors = load("documents")[name]
     document = kind.parse(vectors["published"].encode())
@@ -174,13 +178,34 @@ def test_a_signed_document_verifies_and_has_this_digest(name: str, kind: type[Si
     assert document.digest() == vectors["digest"]
     assert document.canonical().decode() == vectors["published"]
     with pytest.raises(DocumentError, match="does not verify"):
-        document.model_copy(update={"window": 8}).verify()
+        document.model_copy(update={"run_digest": "00" * 32}).verify()
 
 
 def test_the_reveal_opens_the_seal() -> None:
     vectors = load("documents")
     reveal = Reveal.parse(vectors["reveal"]["published"].encode())
     assert reveal.opens(Seal.parse(vectors["seal"]["published"].encode()))
+
+
+@pytest.mark.parametrize("case", load("ballots")["times"], ids=lambda case: f"B={case['time']['window_blocks']}")
+def test_a_ballot_has_these_blocks(case: dict[str, Any]) -> None:
+    time = Time(**case["time"])
+    assert rounds(time) == (case["windows"], case["rounds"])
+    for name, blocks in case["blocks"].items():
+        window, number = map(int, name.split("."))
+        assert [due_block(Ballot(window, number), phase, time) for phase in Phase] == blocks
+
+
+def test_these_members_lead_these_ballots(vector_run: Run) -> None:
+    vectors = load("ballots")
+    neurons = [
+        Neuron(u, hotkey, "", stake, permit, 0.0, 0.0, 0.0, 0, 0) for u, hotkey, stake, permit in vectors["neurons"]
+    ]
+    electorate = electorate_of(neurons)
+    assert [list(member) for member in electorate.members] == vectors["members"]
+    for number, place in enumerate(vectors["leaders"]):
+        judge_hash = bytes.fromhex(vectors["judge_hash"])
+        assert ballot_leader(electorate, vector_run, judge_hash, Ballot(0, number)) == vectors["members"][place][0]
 
 
 def test_a_scorebook_comes_out_like_this(vector_run: Run) -> None:

@@ -23,14 +23,18 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from protocol.assignment import Assignment, Permutation  # noqa: E402
+from protocol.chain.port import Neuron  # noqa: E402
 from protocol.errors import DocumentError, Reason  # noqa: E402
 from protocol.gauntlet.scorebook import Event, Scorebook, update  # noqa: E402
 from protocol.gauntlet.selection import select  # noqa: E402
 from protocol.gauntlet.weights import weights_of  # noqa: E402
 from protocol.identity import SignedDocument, canonical_json  # noqa: E402
+from protocol.ledger.attestation import Attestation, Step  # noqa: E402
+from protocol.ledger.ballot import Ballot, Phase, due_block, rounds  # noqa: E402
+from protocol.ledger.electorate import ballot_leader, electorate_of  # noqa: E402
 from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat  # noqa: E402
 from protocol.ledger.state import leaf_digests, state_root  # noqa: E402
-from protocol.run import Run, run_from_table  # noqa: E402
+from protocol.run import Run, Time, run_from_table  # noqa: E402
 from protocol.sealing import Reveal, Seal, SealedShard  # noqa: E402
 from protocol.sparseloco.aggregate import clip_factors, outer_step  # noqa: E402
 from protocol.sparseloco.compress import compress, decompress  # noqa: E402
@@ -281,6 +285,15 @@ def document_vectors(run: Run, layout: Layout) -> dict[str, Any]:
         gather=(Seat(uid=2, hotkey=alice.ss58_address),),
         reserve=(),
     )
+    attestation = Attestation(
+        signer=bob.ss58_address,
+        run_digest=run.digest(),
+        window=8,
+        round=0,
+        step=Step.ATTEST,
+        head=manifest.digest(),
+        head_window=7,
+    )
     return {
         "about": "published is the text in the bucket; digest is BLAKE3 of its canonical form without the signature, "
         "and what the signature covers. canonical: values and their one form.",
@@ -294,6 +307,7 @@ def document_vectors(run: Run, layout: Layout) -> dict[str, Any]:
         "seal": signed(seal, alice, "seal"),
         "reveal": {"published": Reveal(window=7, key=secret.hex()).canonical().decode(), "opens": "seal"},
         "manifest": signed(manifest, bob, "manifest"),
+        "attestation": signed(attestation, bob, "attestation"),
     }
 
 
@@ -301,11 +315,46 @@ def signed(document: SignedDocument, signer: Keypair, name: str) -> dict[str, An
     """The published text and digest of a document; its old signature if that still holds."""
     fresh = document.signed(signer)
     path = HERE / "documents.json"
-    if path.exists():
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if name in written:
         with suppress(DocumentError):  # of another format
-            old = type(document).parse(json.loads(path.read_text(encoding="utf-8"))[name]["published"].encode())
+            old = type(document).parse(written[name]["published"].encode())
             fresh = old if old.digest() == fresh.digest() else fresh
     return {"published": fresh.canonical().decode(), "digest": fresh.digest()}
+
+
+def ballot_vectors(run: Run) -> dict[str, Any]:
+    def blocks(time: Time) -> dict[str, Any]:
+        span, count = rounds(time)
+        ballots = [Ballot(window, number) for window in (0, span) for number in range(count)]
+        named = {f"{b.window}.{b.round}": [due_block(b, phase, time) for phase in Phase] for b in ballots}
+        return {"time": time.model_dump(mode="json"), "windows": span, "rounds": count, "blocks": named}
+
+    stakes = [
+        (0, 10.0, True),
+        (1, 2.5, True),
+        (2, 99.0, False),
+        (3, 1.000000001, True),
+        (4, 10.0, True),
+        (5, 0.0, True),
+    ]
+    neurons = [Neuron(u, key(f"//peer-{u}").ss58_address, "", s, p, 0.0, 0.0, 0.0, 0, 0) for u, s, p in stakes]
+    electorate = electorate_of(neurons)
+    return {
+        "about": "times: blocks of the four steps (lock, nominate, attest, confirm) of ballots, by window.round. "
+        "neurons: uid, hotkey, stake, permit. members: those that count, with their stake in rao. leaders: of rounds 0 "
+        "to 7 of a window with this judge hash, as places among the members.",
+        "times": [blocks(run.time), blocks(Time(window_blocks=56)), blocks(Time(window_blocks=12, failover_blocks=1))],
+        "neurons": [[n.uid, n.hotkey, n.stake, n.validator_permit] for n in neurons],
+        "members": electorate.members,
+        "judge_hash": HASH,
+        "leaders": [
+            [name for name, _ in electorate.members].index(
+                ballot_leader(electorate, run, bytes.fromhex(HASH), Ballot(0, number))
+            )
+            for number in range(8)
+        ],
+    }
 
 
 def scorebook_vectors(run: Run) -> dict[str, Any]:
@@ -410,6 +459,7 @@ def build() -> dict[str, dict[str, Any]]:
         "outer_step": outer_vectors(),
         "state": state_vectors(),
         "documents": document_vectors(run, layout),
+        "ballots": ballot_vectors(run),
         "scorebook": scorebook_vectors(run),
         "locations": location_vectors(),
     }
