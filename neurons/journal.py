@@ -61,11 +61,19 @@ class Journal(Document):
 
 
 def write_document(path: Path, document: Document) -> None:
-    """Replace the file at `path` whole. Raises `DiskUnusable`."""
+    """Replace the file at `path` whole; what was written survives a power cut. Raises `DiskUnusable`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(document.canonical())
+        with partial.open("wb") as file:
+            file.write(document.canonical())
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise DiskUnusable(f"{path} cannot be written: {error.strerror}") from error
 
