@@ -197,7 +197,7 @@ class Validator(Node):
         if rank is None:
             return None
         behind = len(electorate.members) - 1 - rank
-        if found.blind and behind:
+        if found.blind and behind and self.voter.signed(window.number, self.state.previous) is None:
             rank += min(behind, _STAND_INS) + 1
         return failover_block(window.number, rank, self.run.time)
 
