@@ -18,17 +18,18 @@ from bittensor_core import Keypair
 
 from neurons.clock import tick, until
 from neurons.errors import NodeError
-from neurons.rounds import Exchange, Peer
+from neurons.fetching import Fetcher
+from neurons.loading import Loader
+from neurons.rounds import Exchange, Peer, Place
 from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import ChainUnreachable, Divergence, DocumentError, LedgerError, Rejected
+from protocol.errors import ChainUnreachable, Divergence, DocumentError, LedgerError
 from protocol.ledger.manifest import (
     FIRST_PREVIOUS,
     MANIFEST_LIMIT_BYTES,
-    Contribution,
     Manifest,
     Seat,
     check_contributions,
@@ -36,16 +37,14 @@ from protocol.ledger.manifest import (
     leader_order,
 )
 from protocol.ledger.replay import apply_manifest
-from protocol.ledger.state import State, state_root
+from protocol.ledger.state import State
 from protocol.run import Run
 from protocol.sealing import SealedShard
 from protocol.sparseloco.layout import Layout
-from protocol.sparseloco.payload import Payload
 from protocol.window import Window, deadlines, failover_block, window_of
 from storage.bucket import Bucket
-from storage.checkpoint import Checkpoint, read_checkpoint
 from storage.dataset import Dataset
-from storage.errors import NotFound, StorageError, Unavailable
+from storage.errors import NotFound, StorageError
 from storage.patience import PatientBucket
 from storage.retention import sweep
 
@@ -86,6 +85,9 @@ class Node:
         self.layout = Layout.from_shapes(parameter_shapes(self.model))
         self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, Spool(parts.folder / "sealed"))
         self.keys = self.exchange.keys
+        self.fetcher = Fetcher(
+            self.exchange, self.chain, self.ledger_sources, self.open_bucket, self.complain, self.report
+        )
         self.uid = -1
         self.roots: dict[str, int] = {}
         """Root of each recent θ → its window."""
@@ -101,6 +103,12 @@ class Node:
 
     async def run_forever(self) -> None:
         """Join, then one window after the other until cancelled."""
+        try:
+            await self._live()
+        finally:
+            await self.fetcher.stop()
+
+    async def _live(self) -> None:
         await self.join()
         while True:
             try:
@@ -216,6 +224,8 @@ class Node:
             await asyncio.gather(*(task for _, task in reading), return_exceptions=True)
 
     async def _read_manifest(self, source: Peer, number: int) -> Manifest | None:
+        if (known := self.fetcher.manifest(number, source.hotkey)) is not None:
+            return known
         try:
             return Manifest.parse(await source.bucket.get(self.keys.manifest(number), limit_bytes=MANIFEST_LIMIT_BYTES))
         except NotFound:
@@ -251,107 +261,33 @@ class Node:
     async def apply(self, manifest: Manifest) -> None:
         """Fetch what the manifest names and take the state one window on."""
         self.report(f"applying manifest {manifest.window}")
-        payloads = await asyncio.gather(*(self._contribution(manifest, c) for c in manifest.contributions))
+        self.fetcher.look_ahead(manifest.window, window_of((await self.chain.head()).number, self.run.time) - 1)
+        payloads = await self.fetcher.payloads(manifest)
         await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
-        self.exchange.forget(self.kept_shards())
+        self.exchange.forget([*self.kept_shards(), *self.fetcher.awaited()])
         self._enter(manifest)
-
-    async def _contribution(self, manifest: Manifest, contribution: Contribution) -> Payload:
-        """The payload a manifest names: from memory, the miner's bucket, or a validator's mirror. The manifest is
-        binding, so this tries again until one of them has it."""
-        while True:
-            buckets = [source.bucket for source in await self.ledger_sources()]
-            try:
-                buckets.insert(0, self.open_bucket(bytes.fromhex(contribution.location)))
-            except StorageError as error:
-                self.complain(f"uid {contribution.uid}: {error}")
-            if (payload := await self._first_of(buckets, manifest, contribution)) is not None:
-                return payload
-            self.report(f"waiting for the payload of uid {contribution.uid}, window {manifest.window}")
-            await tick(self.chain)
-
-    async def _first_of(self, buckets: list[Bucket], manifest: Manifest, contribution: Contribution) -> Payload | None:
-        """What the first bucket that has it gives. Each has a block's head start on the next: a miner whose bucket
-        is silent must not cost everybody the window."""
-        reading: set[asyncio.Task[Payload]] = set()
-        try:
-            for bucket in buckets:
-                step = self.exchange.contribution(bucket, manifest.window, contribution)
-                reading.add(asyncio.create_task(step))
-                last = bucket is buckets[-1]
-                while reading:
-                    timeout = None if last else self.chain.block_seconds
-                    done, reading = await asyncio.wait(reading, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        try:
-                            return task.result()
-                        except (StorageError, Rejected) as error:
-                            self.complain(f"window {manifest.window}, uid {contribution.uid}: {error}")
-                    if not done:
-                        break
-        finally:
-            for task in reading:
-                task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
-        return None
 
     async def load(self) -> None:
         """Take over the newest checkpoint that the ledger confirms. The first one of a run lies where it was
         published."""
-        shapes = {p.name: p.shape for p in self.layout.parameters}
+        await self.fetcher.stop()
+        loader = Loader(self.run, self.layout, self.signed_manifest, self.complain, self.report)
         while True:
-            buckets = [(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
-            silent = 0
-            for owner, bucket in buckets:
-                try:
-                    checkpoint = await read_checkpoint(bucket, self.keys, window=None, shapes=shapes)
-                except StorageError as error:
-                    silent += isinstance(error, Unavailable)
-                    self.complain(f"checkpoint from {owner}: {error}")
-                    continue
-                if await self._take(checkpoint):
-                    return
-            # While no validator answers, the first state may be one from which there is no way on: what was sent since
-            # then is kept for a while only.
-            if self.parts.publisher is not None and (not buckets or silent < len(buckets)):
-                try:
-                    first = await read_checkpoint(self.parts.publisher, self.keys, window=None, shapes=shapes)
-                    if await self._take(first):
-                        return
-                except StorageError as error:
-                    self.complain(f"checkpoint from the run's publisher: {error}")
+            head = window_of((await self.chain.head()).number, self.run.time)
+            places = [Place(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
+            start = await loader.newest(places, self.parts.publisher, head, self.patience_seconds)
+            if start is not None:
+                break
             self.report("waiting for a checkpoint")
             await tick(self.chain)
-
-    async def _take(self, checkpoint: Checkpoint) -> bool:
-        """Adopt the checkpoint if its own bytes give the root that the run or the ledger names for its window."""
-        window, first = checkpoint.window, self.run.time.first_window
-        if window > max(first, window_of((await self.chain.head()).number, self.run.time)):
-            self.complain(f"checkpoint {window} is of a window that has not begun")
-            return False
-        theta = empty_flat(self.layout.size)
-        for name, view in self.layout.tensors(theta).items():
-            view[...] = checkpoint.tensors[name]
-        root = await asyncio.to_thread(state_root, theta)
-        before = [await self.signed_manifest(number) for number in (window - 2, window - 1) if number >= first]
-        if window == first:
-            expected: str | None = self.run.genesis_root
-        else:
-            entry = await self.signed_manifest(window)
-            expected = entry.root if entry else None
-        if root != expected or None in before:
-            self.complain(f"checkpoint {window} has root {root}, the ledger says {expected}")
-            return False
-        self.state = State(self.layout, theta, window, FIRST_PREVIOUS)
-        bind(self.model, theta)
-        self.roots, self.lists = {root: window}, {}
-        for manifest in before:
-            assert manifest is not None
+        self.state = State(self.layout, start.theta, start.window, FIRST_PREVIOUS)
+        bind(self.model, start.theta)
+        self.roots, self.lists = {start.root: start.window}, {}
+        for manifest in start.before:
             self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
             self.state.previous = manifest.digest()
             self.roots.setdefault(manifest.root, manifest.window)
-        self.report(f"loaded checkpoint {window}")
-        return True
+        self.report(f"loaded checkpoint {start.window}")
 
     def _enter(self, manifest: Manifest) -> None:
         """Book-keeping after the state moved to a new window."""

@@ -40,6 +40,14 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A bucket and what to call it."""
+
+    name: str
+    bucket: Bucket
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """A miner's own contribution after sealing: the seal as published, and the key that is still secret."""
 
@@ -132,10 +140,14 @@ class Reader:
     async def contribution(self, bucket: Bucket, window: int, named: Contribution) -> Payload:
         """The payload a manifest names, from memory or from `bucket`; raises `StorageError` or `Rejected` if it
         is not there."""
-        if (named.hotkey, named.payload_digest) in self._opened:
-            return self._opened[named.hotkey, named.payload_digest]
+        if (payload := self.opened(named)) is not None:
+            return payload
         sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
         return await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed, named.payload_digest)
+
+    def opened(self, named: Contribution) -> Payload | None:
+        """The payload a manifest names, if it is in memory."""
+        return self._opened.get((named.hotkey, named.payload_digest))
 
 
 class Exchange(Reader):
