@@ -46,7 +46,7 @@ from storage.bucket import Bucket
 from storage.dataset import Dataset
 from storage.errors import NotFound, StorageError
 from storage.patience import PatientBucket
-from storage.retention import sweep
+from storage.retention import recover, sweep
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +109,19 @@ class Node:
             await self.fetcher.stop()
 
     async def _live(self) -> None:
-        await self.join()
+        joined = False
         while True:
             try:
+                if not joined:
+                    await self.join()
+                    joined = True
                 await self.window(await self.next_window())
             except Divergence as error:
                 log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
                 await self.load()
             except (StorageError, ChainUnreachable) as error:
                 # The own bucket, the dataset or the chain is away: what belongs to a peer never gets here.
-                self.complain(f"lost this window: {error}")
+                self.complain(f"lost this window: {error}" if joined else f"cannot join yet: {error}")
                 self.report(f"trying again: {error}")
                 await tick(self.chain)
 
@@ -135,6 +138,7 @@ class Node:
         """Find the own slot, publish where the bucket is, and load the newest checkpoint the ledger confirms."""
         self.report("joining")
         await asyncio.to_thread(self.exchange.recover, self.kept_shards())
+        await recover(self.parts.bucket)
         neurons = await self.chain.neurons()
         own = next((n for n in neurons if n.hotkey == self.hotkey), None)
         if own is None:
@@ -366,4 +370,7 @@ class Node:
             roots={window: root for root, window in self.roots.items()},
             loss=self._loss,
         )
-        write_status(self.parts.folder, status)
+        try:
+            write_status(self.parts.folder, status)
+        except OSError as error:  # a full disk, say: what nobody can be shown is told in the log
+            self.complain(f"the status cannot be written: {error.strerror}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -163,20 +162,26 @@ class Exchange(Reader):
         """The own ss58 address."""
         return self._hotkey.ss58_address
 
-    async def publish_seal(self, window: int, base_root: str, payload: bytes) -> Sealed:
-        """Encrypt `payload` under a fresh key, upload its shards, then the signed seal. The key stays here."""
-        key = os.urandom(32)
+    async def publish_shards(self, window: int, payload: bytes, key: bytes) -> tuple[SealedShard, ...]:
+        """Encrypt `payload` under `key` (32 bytes, of this window alone) and upload its shards: what nobody can read
+        yet may lie in the open."""
         associated = associated_data(self.run.digest_bytes, window, self.hotkey)
         shards = [encrypt_shard(key, i, associated, part) for i, part in enumerate(split(payload, self.plain_sizes))]
         for index, shard in enumerate(shards):
             await self.bucket.put(self.keys.shard(window, self.hotkey, index), shard)
+        return tuple(SealedShard(size_bytes=len(s), digest=blake3(s).hexdigest()) for s in shards)
+
+    async def publish_seal(
+        self, window: int, base_root: str, payload: bytes, shards: tuple[SealedShard, ...], key: bytes
+    ) -> Sealed:
+        """Upload the signed commitment to `payload`, whose `shards` lie in the bucket. The key stays here."""
         seal = Seal(
             signer=self.hotkey,
             run_digest=self.run.digest(),
             window=window,
             layout_digest=self.layout.digest,
             base_root=base_root,
-            shards=tuple(SealedShard(size_bytes=len(s), digest=blake3(s).hexdigest()) for s in shards),
+            shards=shards,
             payload_digest=blake3(payload).hexdigest(),
             key_digest=blake3(key).hexdigest(),
         ).signed(self._hotkey)
