@@ -18,7 +18,7 @@ from protocol.run import Run
 from protocol.sparseloco.layout import F32, Layout
 from storage.bucket import Bucket
 from storage.checkpoint import Checkpoint, complete_windows, latest_window, open_checkpoint
-from storage.errors import NotSupported, StorageError, Unavailable
+from storage.errors import CheckpointError, NotSupported, StorageError, Unavailable
 from storage.keys import Keys
 
 Say = Callable[[str], object]
@@ -94,10 +94,15 @@ class Loader:
             return None
 
     async def _listed(self, place: Place, last: int) -> list[int]:
+        newest = None
+        try:
+            # Before the list, also where there is one: who lists objects and gives none is as good as silent.
+            newest = await latest_window(place.bucket, self._keys)
+        except CheckpointError as error:
+            self.complain(f"the checkpoints of {place.name}: {error}")
         try:
             return await complete_windows(place.bucket, self._keys, before_window=last + 1)
-        except NotSupported:  # what cannot be listed has a pointer
-            newest = await latest_window(place.bucket, self._keys)
+        except NotSupported:
             return [newest] if newest is not None and newest <= last else []
 
     async def _start(self, window: int, places: Sequence[Place]) -> Start | None:
