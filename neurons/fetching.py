@@ -11,12 +11,12 @@ from pathlib import Path
 from neurons.clock import tick
 from neurons.rounds import Peer, Place, Reader
 from protocol.chain.port import Chain
-from protocol.errors import ChainUnreachable, DocumentError, LedgerError, Rejected
-from protocol.ledger.manifest import MANIFEST_LIMIT_BYTES, Contribution, Manifest, check_contributions
+from protocol.errors import ChainUnreachable, Rejected
+from protocol.ledger.manifest import Contribution, Manifest
 from protocol.sealing import SealedShard
 from protocol.sparseloco.payload import Payload
 from storage.bucket import Bucket
-from storage.errors import DamagedFile, DiskUnusable, NotFound, StorageError
+from storage.errors import DamagedFile, DiskUnusable, StorageError
 from storage.together import together
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,27 @@ Say = Callable[[str], object]
 
 
 class Fetcher:
-    """What a node applies, on its way. `ledger_sources` are the validators' buckets; `open_bucket` opens a peer's from
-    its commitment; `complain` is told what is wrong with a payload and where it lies, `report` what is waited for."""
+    """What a node applies, on its way. `ledger_sources` are the validators' buckets, `manifest_at` gives the manifest
+    of a window, as the ledger stands; `open_bucket` opens a peer's bucket from its commitment; `complain` is told what is
+    wrong with a payload and where it lies, `report` what is waited for."""
 
     def __init__(
         self,
         reader: Reader,
         chain: Chain,
         ledger_sources: Callable[[], Awaitable[tuple[Peer, ...]]],
+        manifest_at: Callable[[int], Awaitable[Manifest | None]],
         open_bucket: Callable[[bytes], Bucket],
         complain: Say,
         report: Say,
     ) -> None:
         self._reader, self._chain = reader, chain
-        self._ledger_sources, self._open_bucket = ledger_sources, open_bucket
+        self._ledger_sources, self._manifest_at, self._open_bucket = ledger_sources, manifest_at, open_bucket
         self._complain, self._report = complain, report
         self._passes: dict[tuple[int, str, str], asyncio.Task[list[Path] | None]] = {}
         self._ahead: dict[int, asyncio.Task[None]] = {}
-        self._manifests: dict[int, tuple[str, Manifest]] = {}
-        """What was read ahead: by window, the hotkey of the validator in whose bucket it lay, and the manifest."""
+        self._next: dict[int, Manifest] = {}
+        """The manifests whose payloads are read ahead, by window."""
 
     # --- this window --------------------------------------------------------------------------------------
 
@@ -123,22 +125,17 @@ class Fetcher:
     def look_ahead(self, window: int, last: int) -> None:
         """While `window` is applied, read what the windows after it need, up to window `last`. What is not to be had
         now is read when it is needed."""
-        for number in [number for number in self._manifests if number <= window]:
-            del self._manifests[number]
+        for number in [number for number in self._next if number <= window]:
+            del self._next[number]
         for number in range(window + 1, min(last, window + self._depth) + 1):
-            if number not in self._ahead and number not in self._manifests:
+            if number not in self._ahead and number not in self._next:
                 before = self._ahead.get(number - 1)
                 self._ahead[number] = asyncio.create_task(self._read_ahead(number, before))
                 self._ahead[number].add_done_callback(lambda _, number=number: self._ahead.pop(number, None))
 
-    def manifest(self, number: int, hotkey: str) -> Manifest | None:
-        """What was read ahead of the manifest `number` in the bucket of the validator with this hotkey."""
-        whose, manifest = self._manifests.get(number, ("", None))
-        return manifest if whose == hotkey else None
-
     def awaited(self) -> list[SealedShard]:
         """Shards of the windows to come, whose files must stay."""
-        return [s for _, manifest in self._manifests.values() for named in manifest.contributions for s in named.shards]
+        return [shard for manifest in self._next.values() for named in manifest.contributions for shard in named.shards]
 
     async def stop(self) -> None:
         """Leave off, whatever is on its way, and forget what was read ahead."""
@@ -146,7 +143,7 @@ class Fetcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._manifests.clear()
+        self._next.clear()
 
     @property
     def _depth(self) -> int:
@@ -154,35 +151,13 @@ class Fetcher:
         return max(1, min(_AHEAD_WINDOWS, _AHEAD_BYTES // most))
 
     async def _read_ahead(self, number: int, before: asyncio.Task[None] | None) -> None:
-        """The manifest at once, its payloads after those of the window before."""
+        """The payloads of a window, after those of the window before."""
+        if before is not None:
+            await asyncio.wait({before})
         try:
-            manifest = await self._manifest_ahead(number)
-            if before is not None:
-                await asyncio.wait({before})
+            manifest = await self._manifest_at(number)
             if manifest is not None:
+                self._next[number] = manifest
                 await asyncio.gather(*(self._sealed(number, named) for named in manifest.contributions))
         except (StorageError, ChainUnreachable) as error:
             log.debug("window %d is not read ahead: %s", number, error)
-
-    async def _manifest_ahead(self, number: int) -> Manifest | None:
-        """A manifest that a validator signed and whose payloads are no more than a run allows. Whether it counts is
-        decided when its window has come."""
-        sources = await self._ledger_sources()
-        hotkeys, newest = {source.hotkey for source in sources}, max(self._manifests, default=None)
-        helpful = None if newest is None else self._manifests[newest][0]
-        for source in sorted(sources, key=lambda source: source.hotkey != helpful):
-            try:
-                key = self._reader.keys.manifest(number)
-                manifest = Manifest.parse(await source.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES))
-                manifest.verify()
-                check_contributions(manifest, self._reader.run, (), (), self._reader.sealed_sizes)
-            except NotFound:
-                continue
-            except (StorageError, DocumentError, LedgerError) as error:
-                self._complain(f"manifest {number} from uid {source.uid}: {error}")
-                continue
-            few = len(manifest.contributions) <= self._reader.run.gauntlet.gather_size
-            if few and manifest.signer in hotkeys and manifest.window == number:
-                self._manifests[number] = (source.hotkey, manifest)
-                return manifest
-        return None

@@ -21,7 +21,7 @@ from protocol.sealing import SEAL_LIMIT_BYTES, Reveal, Seal, SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload, read_payload, shard_sizes, split
 from storage.bucket import Bucket
-from storage.errors import SealError, StorageError, TooLarge
+from storage.errors import NotFound, SealError, StorageError, TooLarge
 from storage.keys import Keys
 from storage.seal import SEAL_OVERHEAD_BYTES, associated_data, decrypt_shard, encrypt_shard
 
@@ -197,6 +197,17 @@ class Exchange(Reader):
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish, and of its seal,
         so that it cannot say later that it sealed something else, or nothing."""
         for index, shard in enumerate(seal.shards):
-            data = await asyncio.to_thread(self._spool.read, self._spool.path(shard))
-            await self.bucket.put(self.keys.shard(seal.window, seal.signer, index), data)
+            await self._mirror_shard(seal.window, seal.signer, index, shard)
         await self.bucket.put(self.keys.seal(seal.window, seal.signer), seal.canonical())
+
+    async def mirror_shards(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
+        """Keep a copy of sealed shards that were fetched in the own bucket, unless there is one."""
+        for index, shard in enumerate(shards):
+            try:
+                await self.bucket.head(self.keys.shard(window, hotkey, index))
+            except NotFound:
+                await self._mirror_shard(window, hotkey, index, shard)
+
+    async def _mirror_shard(self, window: int, hotkey: str, index: int, shard: SealedShard) -> None:
+        data = await asyncio.to_thread(self._spool.read, self._spool.path(shard))
+        await self.bucket.put(self.keys.shard(window, hotkey, index), data)

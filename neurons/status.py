@@ -18,8 +18,8 @@ class NodeStatus:
     `loss` is the latest training loss of a miner in nats.
 
     Of the ledger: `final` is the window of the newest manifest that can no longer change, None before there is one;
-    `head_window` that of the newest one that this neuron follows, `attesting` the share of all stake that stands for
-    it, in [0, 1]; `leader` is the hotkey that may write the manifest of the window that the chain is in first;
+    `head_window` that of the newest one that this neuron follows, and `attesting` the share of all stake that stands
+    for it, in [0, 1]; `leader` is the hotkey that may write the manifest of the window that the chain is in first;
     `evidence` has a sentence for each validator that has signed what contradicts itself."""
 
     name: str
