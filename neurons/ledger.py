@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from neurons.durable import read_document, write_document
 from neurons.electorates import Electorates
 from neurons.errors import ContradictionError, Overtaken
-from neurons.journal import write_document
 from neurons.rounds import Peer
 from protocol.chain.port import Chain
 from protocol.errors import ChainError, DocumentError, LedgerError
@@ -23,7 +23,7 @@ from protocol.identity import Address, Digest, Document
 from protocol.ledger.attestation import BALLOTS_LIMIT_BYTES, Attestation, Ballots, Step, Vote, check_attestation
 from protocol.ledger.ballot import NO_BALLOT, Ballot, Phase, due_block
 from protocol.ledger.electorate import Electorate
-from protocol.ledger.evidence import EVIDENCE_LIMIT_BYTES, Evidence, check_evidence
+from protocol.ledger.evidence import Evidence, check_evidence
 from protocol.ledger.forkchoice import (
     NOTHING_FINAL,
     Link,
@@ -466,13 +466,12 @@ class Ledger:
 
     def _recall(self) -> None:
         """What a process before this one knew for certain."""
-        path = self.folder / _FILE
-        try:
-            kept = Remembered.parse(path.read_bytes()) if path.exists() else None
-        except DocumentError as error:
-            log.warning("%s cannot be read, what is final is learnt anew: %s", path, error)
-            return
         self._recall_evidence()
+        try:
+            kept = read_document(self.folder / _FILE, Remembered)
+        except DocumentError as error:
+            log.warning("%s; what is final is learnt anew", error)
+            return
         if kept is None or kept.run_digest != self.run.digest():
             return
         self.electorates.known = {each.window: Electorate(each.members) for each in kept.electorates}
@@ -484,12 +483,11 @@ class Ledger:
     def _recall_evidence(self) -> None:
         for file in sorted((self.folder / "evidence").glob("*.json")):
             try:
-                data = file.read_bytes()
-                if len(data) > EVIDENCE_LIMIT_BYTES:
+                evidence = read_document(file, Evidence)
+                if evidence is None:
                     continue
-                evidence = Evidence.parse(data)
                 check_evidence(evidence, self.run)
-            except (OSError, DocumentError, LedgerError) as error:
+            except (DocumentError, LedgerError) as error:
                 log.warning("%s is no evidence: %s", file, error)
                 continue
             self.evidence[evidence.window, evidence.signer, evidence.kind] = evidence

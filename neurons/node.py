@@ -17,35 +17,35 @@ from bittensor_core import Keypair
 
 from neurons.clock import tick, tick_seconds, until
 from neurons.errors import NodeError, Overtaken
+from neurons.fetching import Fetcher
 from neurons.ledger import Ledger
-from neurons.rounds import Exchange, Peer
+from neurons.loading import Loader
+from neurons.rounds import Exchange, Peer, Place
 from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import ChainError, ChainUnreachable, Divergence, Rejected
+from protocol.errors import ChainError, ChainUnreachable, Divergence
 from protocol.ledger.manifest import (
     FIRST_PREVIOUS,
-    Contribution,
     Manifest,
     Seat,
     check_manifest,
     leader_order,
 )
 from protocol.ledger.replay import apply_manifest
-from protocol.ledger.state import State, state_root
+from protocol.ledger.state import State
 from protocol.run import Run
 from protocol.sealing import SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload
 from protocol.window import Window, deadlines, window_of
 from storage.bucket import Bucket
-from storage.checkpoint import Checkpoint, complete_windows, read_checkpoint
 from storage.dataset import Dataset
-from storage.errors import StorageError, Unavailable
+from storage.errors import StorageError
 from storage.patience import PatientBucket
-from storage.retention import sweep
+from storage.retention import recover, sweep
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,15 @@ class Node:
         self.ledger = Ledger(
             self.run, self.chain, parts.folder, self.exchange.sealed_sizes, self.ledger_sources, self.complain
         )
+        self.fetcher = Fetcher(
+            self.exchange,
+            self.chain,
+            self.ledger_sources,
+            self.ledger.at,
+            self.open_bucket,
+            self.complain,
+            self.report,
+        )
         self.uid = -1
         self.roots: dict[str, int] = {}
         """Root of each recent θ → its window."""
@@ -115,9 +124,12 @@ class Node:
             await self.leave()
 
     async def _live(self) -> None:
-        await self.join()
+        joined = False
         while True:
             try:
+                if not joined:
+                    await self.join()
+                    joined = True
                 await self.window(await self.next_window())
             except Divergence as error:
                 log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
@@ -126,7 +138,7 @@ class Node:
                 await self._go_back(error)
             except (StorageError, ChainUnreachable) as error:
                 # The own bucket, the dataset or the chain is away: what belongs to a peer never gets here.
-                self.complain(f"lost this window: {error}")
+                self.complain(f"lost this window: {error}" if joined else f"cannot join yet: {error}")
                 self.report(f"trying again: {error}")
                 await tick(self.chain)
 
@@ -146,6 +158,7 @@ class Node:
 
     async def leave(self) -> None:
         """End whatever goes on beside the window's work."""
+        await self.fetcher.stop()
         await self.ledger.close()
 
     def latest_start(self, head: int) -> int:
@@ -174,6 +187,7 @@ class Node:
         """Find the own slot, publish where the bucket is, and load the newest checkpoint the ledger confirms."""
         self.report("joining")
         await asyncio.to_thread(self.exchange.recover, self.kept_shards())
+        await recover(self.parts.bucket)
         neurons = await self.chain.neurons()
         own = next((n for n in neurons if n.hotkey == self.hotkey), None)
         if own is None:
@@ -260,6 +274,7 @@ class Node:
         """Fetch what the manifest names and take the state one window on. Raises `Overtaken` if the head of the ledger
         changes while that is waited for."""
         self.report(f"applying manifest {manifest.window}")
+        self.fetcher.look_ahead(manifest.window, self.ledger.head_window)
         fetching = asyncio.create_task(self.payloads(manifest))
         try:
             while not (await asyncio.wait({fetching}, timeout=tick_seconds(self.chain)))[0]:
@@ -269,115 +284,36 @@ class Node:
         finally:
             fetching.cancel()
         await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
-        self.exchange.forget(self.kept_shards())
+        self.exchange.forget([*self.kept_shards(), *self.fetcher.awaited()])
         self._enter(manifest)
 
     async def payloads(self, manifest: Manifest) -> list[Payload]:
         """All that a manifest names, in its order."""
-        return list(await asyncio.gather(*(self._contribution(manifest, c) for c in manifest.contributions)))
-
-    async def _contribution(self, manifest: Manifest, contribution: Contribution) -> Payload:
-        """The payload a manifest names: from memory, the miner's bucket, or a validator's mirror. The manifest is
-        binding, so this tries again until one of them has it."""
-        while True:
-            buckets = [source.bucket for source in await self.ledger_sources()]
-            try:
-                buckets.insert(0, self.open_bucket(bytes.fromhex(contribution.location)))
-            except StorageError as error:
-                self.complain(f"uid {contribution.uid}: {error}")
-            if (payload := await self._first_of(buckets, manifest, contribution)) is not None:
-                return payload
-            self.report(f"waiting for the payload of uid {contribution.uid}, window {manifest.window}")
-            await tick(self.chain)
-
-    async def _first_of(self, buckets: list[Bucket], manifest: Manifest, contribution: Contribution) -> Payload | None:
-        """What the first bucket that has it gives. Each has a block's head start on the next: a miner whose bucket
-        is silent must not cost everybody the window."""
-        reading: set[asyncio.Task[Payload]] = set()
-        try:
-            for bucket in buckets:
-                step = self.exchange.contribution(bucket, manifest.window, contribution)
-                reading.add(asyncio.create_task(step))
-                last = bucket is buckets[-1]
-                while reading:
-                    timeout = None if last else self.chain.block_seconds
-                    done, reading = await asyncio.wait(reading, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        try:
-                            return task.result()
-                        except (StorageError, Rejected) as error:
-                            self.complain(f"window {manifest.window}, uid {contribution.uid}: {error}")
-                    if not done:
-                        break
-        finally:
-            for task in reading:
-                task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
-        return None
+        return await self.fetcher.payloads(manifest)
 
     async def load(self) -> None:
         """Take over the newest checkpoint that the ledger confirms. The first one of a run lies where it was
         published."""
-        shapes = {p.name: p.shape for p in self.layout.parameters}
+        await self.fetcher.stop()
+        loader = Loader(self.run, self.layout, self.signed_manifest, self.complain, self.report)
         while True:
             await self.ledger.begin(tick_seconds(self.chain))
-            buckets = [(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
-            silent = 0
-            for owner, bucket in buckets:
-                try:
-                    checkpoint = await read_checkpoint(bucket, self.keys, window=None, shapes=shapes)
-                    if await self._take(checkpoint):
-                        return
-                    # The newest one may be of a branch that was left.
-                    for window in reversed(await complete_windows(bucket, self.keys, before_window=checkpoint.window)):
-                        checkpoint = await read_checkpoint(bucket, self.keys, window=window, shapes=shapes)
-                        if await self._take(checkpoint):
-                            return
-                except StorageError as error:
-                    silent += isinstance(error, Unavailable)
-                    self.complain(f"checkpoint from {owner}: {error}")
-            # While no validator answers, the first state may be one from which there is no way on: what was sent since
-            # then is kept for a while only.
-            if self.parts.publisher is not None and (not buckets or silent < len(buckets)):
-                try:
-                    first = await read_checkpoint(self.parts.publisher, self.keys, window=None, shapes=shapes)
-                    if await self._take(first):
-                        return
-                except StorageError as error:
-                    self.complain(f"checkpoint from the run's publisher: {error}")
+            last = self.latest_start(window_of((await self.chain.head()).number, self.run.time))
+            places = [Place(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
+            start = await loader.newest(places, self.parts.publisher, last, self.patience_seconds)
+            if start is not None:
+                break
             self.report("waiting for a checkpoint")
             await tick(self.chain)
-
-    async def _take(self, checkpoint: Checkpoint) -> bool:
-        """Adopt the checkpoint if its own bytes give the root that the run or the ledger names for its window."""
-        window, first = checkpoint.window, self.run.time.first_window
-        if window > max(first, self.latest_start(window_of((await self.chain.head()).number, self.run.time))):
-            self.complain(f"checkpoint {window} is too new to start from")
-            return False
-        theta = empty_flat(self.layout.size)
-        for name, view in self.layout.tensors(theta).items():
-            view[...] = checkpoint.tensors[name]
-        root = await asyncio.to_thread(state_root, theta)
-        before = [await self.signed_manifest(number) for number in (window - 2, window - 1) if number >= first]
-        if window == first:
-            expected: str | None = self.run.genesis_root
-        else:
-            entry = await self.signed_manifest(window)
-            expected = entry.root if entry else None
-        if root != expected or None in before:
-            self.complain(f"checkpoint {window} has root {root}, the ledger says {expected}")
-            return False
-        self.state = State(self.layout, theta, window, FIRST_PREVIOUS)
-        bind(self.model, theta)
-        self.roots, self.lists = {root: window}, {}
-        for manifest in before:
-            assert manifest is not None
+        self.state = State(self.layout, start.theta, start.window, FIRST_PREVIOUS)
+        bind(self.model, start.theta)
+        self.roots, self.lists = {start.root: start.window}, {}
+        for manifest in start.before:
             self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
             self.state.previous = manifest.digest()
             self.roots.setdefault(manifest.root, manifest.window)
-        self.ledger.roots[self.state.previous] = root
-        self.report(f"loaded checkpoint {window}")
-        return True
+        self.ledger.roots[self.state.previous] = start.root
+        self.report(f"loaded checkpoint {start.window}")
 
     def _enter(self, manifest: Manifest) -> None:
         """Book-keeping after the state moved to a new window."""
@@ -477,4 +413,7 @@ class Node:
             leader=ledger.leader,
             evidence=[evidence.sentence() for evidence in ledger.evidence.values()],
         )
-        write_status(self.parts.folder, status)
+        try:
+            write_status(self.parts.folder, status)
+        except OSError as error:  # a full disk, say: what nobody can be shown is told in the log
+            self.complain(f"the status cannot be written: {error.strerror}")

@@ -6,7 +6,6 @@ The live screen of `windrow up` reads it. Nothing that decides money or state do
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,8 +40,8 @@ class NodeStatus:
 
 
 def write_status(folder: Path, status: NodeStatus) -> None:
-    """Replace the status file in `folder`, which must exist."""
-    partial = folder / f".{STATUS_FILE}.{os.getpid()}"
+    """Replace the status file in `folder`, which must exist and belong to this process. Raises `OSError`."""
+    partial = folder / f"~{STATUS_FILE}"
     partial.write_text(json.dumps(asdict(status)))
     partial.replace(folder / STATUS_FILE)
 

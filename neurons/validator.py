@@ -13,7 +13,9 @@ import numpy as np
 
 from neurons.clock import stop_at, tick, tick_seconds, until
 from neurons.collecting import Round
-from neurons.journal import Journal, read_journal, write_document, write_journal
+from neurons.documents import Documents, Source
+from neurons.durable import read_document, write_document
+from neurons.journal import Journal, read_journal, write_journal
 from neurons.judge import Judge
 from neurons.node import Node, Parts
 from neurons.pace import Budget, Pace, tempered
@@ -22,8 +24,9 @@ from neurons.voting import Voter
 from protocol.errors import ChainError, DocumentError, LedgerError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies, find_outsized
 from protocol.gauntlet.evaluation import bounded_losses
+from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Receipts
-from protocol.gauntlet.scorebook import Scorebook
+from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import contributors, sample, select
 from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
@@ -45,12 +48,14 @@ _STAND_INS = 2
 
 
 class Memory(Document):
-    """What a validator keeps over a restart: its scorebook, the windows in which it saw each payload's records, and
-    where the valid payloads of the last window are, with which those of the next are compared."""
+    """What a validator keeps over a restart: its scorebook, the windows in which it saw each payload's records, where
+    the valid payloads of the last window are, with which those of the next are compared, and the receipts of the last
+    window: they are kept before they are published, so that there is never one without the other."""
 
     book: Scorebook
     bodies: dict[str, int]
     last: tuple[Contribution, ...] = ()
+    receipts: Receipts | None = None
 
 
 class Validator(Node):
@@ -61,6 +66,8 @@ class Validator(Node):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.memory = self.resume()
+        self.owed = self.memory.receipts
+        """Receipts that are written down and perhaps not published."""
         self.journal = read_journal(parts.folder, self.run.digest())
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
@@ -101,6 +108,7 @@ class Validator(Node):
     async def join(self) -> None:
         """As for every node; then makes up for what a process before this one had left to do."""
         await super().join()
+        await self.recall()
         self.last_updates = await self._reopen_last()
         await self.pay_late()
 
@@ -112,6 +120,7 @@ class Validator(Node):
     async def next_window(self) -> int:
         """The first window without a manifest: unlike a miner, a validator must not wait for it, for it may have to
         write it. Or the one that a process before this one had begun, while there is time to judge it."""
+        await self.publish_owed()
         while self.state.window < window_of((head := await self.chain.head()).number, self.run.time):
             begun = self._journal_of(self.state.window) is not None
             if begun and head.number < self.judging_end(deadlines(self.state.window, self.run.time)):
@@ -274,16 +283,9 @@ class Validator(Node):
         await asyncio.gather(*(found.adopt(named, mirror) for named in manifest.contributions))
 
     def close(self, window: Window, found: Round, findings: dict[int, Findings], manifest: Manifest) -> Verdict:
-        """Turn what was found into scores, and remember it."""
+        """Turn what was found into scores."""
         contributed = {c.uid for c in manifest.contributions}
-        verdict = close_window(self.memory.book, window.number, self._outcomes(found), findings, contributed, self.run)
-        payloads = found.payloads()
-        bodies = {d: w for d, w in self.memory.bodies.items() if w > window.number - _REMEMBERED_WINDOWS}
-        bodies |= {payload.body_digest: window.number for payload in payloads.values()}
-        self.last_updates = [payload.update for payload in payloads.values()]
-        last = tuple(found.entries[uid].contribution() for uid in payloads)
-        self.memory = Memory(book=verdict.book, bodies=bodies, last=last)
-        return verdict
+        return close_window(self.memory.book, window.number, self._outcomes(found), findings, contributed, self.run)
 
     async def publish(
         self,
@@ -294,7 +296,7 @@ class Validator(Node):
         held_out_before: float,
         held_out_after: float,
     ) -> None:
-        """Publish the receipts, and keep the own state."""
+        """Write down what comes of the window, all of it at once, and then publish the receipts."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
         pages = next((found.pages for found in findings.values()), 0)
@@ -309,9 +311,24 @@ class Validator(Node):
             departed=found.departed,
             receipts=verdict.receipts,
         ).signed(self.parts.hotkey)
-        await self.parts.bucket.put(self.keys.receipts(window.number), receipts.canonical())
-        await self.parts.bucket.put(self.keys.receipts_head(), self.keys.receipts(window.number).encode())
-        self.save()
+        payloads = found.payloads()
+        bodies = {d: w for d, w in self.memory.bodies.items() if w > window.number - _REMEMBERED_WINDOWS}
+        bodies |= {payload.body_digest: window.number for payload in payloads.values()}
+        last = tuple(found.entries[uid].contribution() for uid in payloads)
+        memory = Memory(book=verdict.book, bodies=bodies, last=last, receipts=receipts)
+        write_document(self.parts.folder / _STATE_FILE, memory)
+        self.memory, self.owed = memory, receipts
+        self.last_updates = [payload.update for payload in payloads.values()]
+        await self.publish_owed()
+
+    async def publish_owed(self) -> None:
+        """Publish the receipts that are written down, unless they are published."""
+        if self.owed is None:
+            return
+        name = self.keys.receipts(self.owed.window)
+        await self.parts.bucket.put(name, self.owed.canonical())
+        await self.parts.bucket.put(self.keys.receipts_head(), name.encode())
+        self.owed = None
 
     async def pay(self, number: int, book: Scorebook) -> None:
         """Set the weights on chain, as often as the run says, for the hotkeys that earned them: whoever has taken over
@@ -483,10 +500,6 @@ class Validator(Node):
 
     # --- local state ------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        """Write scorebook and memory, replacing the last ones whole."""
-        write_document(self.parts.folder / _STATE_FILE, self.memory)
-
     def kept_shards(self) -> list[SealedShard]:
         """Those of the payloads that the next window's are compared with, and of a window that is not closed."""
         shards = [shard for named in self.memory.last for shard in named.shards]
@@ -523,13 +536,42 @@ class Validator(Node):
         return [update for update in updates if update is not None]
 
     def resume(self) -> Memory:
-        """What a previous process of this validator saved for this run, or an empty memory."""
-        path = self.parts.folder / _STATE_FILE
-        if path.exists():
-            memory = Memory.parse(path.read_bytes())
-            if memory.book.run_digest == self.run.digest():
-                return memory
-        return Memory(book=Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window), bodies={})
+        """What a previous process of this validator wrote down for this run, or an empty memory."""
+        try:
+            memory = read_document(self.parts.folder / _STATE_FILE, Memory)
+        except DocumentError as error:
+            log.error("%s; the scorebook is made again from the published receipts", error)
+            memory = None
+        if memory is not None and memory.book.run_digest == self.run.digest():
+            return memory
+        return Memory(book=self._no_book(), bodies={})
+
+    async def recall(self) -> None:
+        """Make the scorebook again from the receipts in the own bucket, if these know of windows that the own disk does
+        not: what was there is damaged or gone."""
+        documents = Documents(self.run, self.chain, self.parts.open_bucket)
+        own = Source(self.uid, self.hotkey, self.parts.bucket)
+        newest = await documents.newest_judged(own)
+        if newest is None or newest < self.memory.book.window:
+            return
+        book, digest = self._no_book(), ""
+        for number in range(self.run.time.first_window, newest + 1):
+            try:
+                receipts = await documents.receipts(number, own)
+            except DocumentError as error:
+                log.error("the own receipts of window %d are damaged: %s", number, error)
+                continue
+            if receipts is not None:
+                book = update(remaining(book, receipts.departed), number, events_of(receipts), self.run)
+                digest = receipts.scorebook_digest
+        if book.digest() == digest:
+            log.warning("the scorebook was made again from the receipts of all windows up to %d", newest)
+        else:
+            log.error("the own receipts do not give the scorebook that they name: what is missing in them is forgotten")
+        self.memory = self.memory.model_copy(update={"book": book})
+
+    def _no_book(self) -> Scorebook:
+        return Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bittensor_core import Keypair
 
-from neurons.journal import write_document
+from neurons.durable import read_document, write_document
 from neurons.ledger import Ledger
 from protocol.errors import DocumentError
 from protocol.identity import Digest, Document
@@ -142,15 +142,14 @@ class Voter:
     # --- on disk ------------------------------------------------------------------------------------------
 
     def _read(self) -> Pledge:
-        path = self._folder / _FILE
-        if path.exists():
-            try:
-                pledge = Pledge.parse(path.read_bytes())
-                if pledge.run_digest == self.run.digest():
-                    return pledge
-            except DocumentError as error:
-                log.warning("%s cannot be read, this validator sits out the ballot under way: %s", path, error)
-        return Pledge(run_digest=self.run.digest())
+        try:
+            pledge = read_document(self._folder / _FILE, Pledge)
+        except DocumentError as error:
+            log.warning("%s; this validator sits out the ballot under way", error)
+            pledge = None
+        if pledge is None or pledge.run_digest != self.run.digest():
+            return Pledge(run_digest=self.run.digest())
+        return pledge
 
     def _write(self, pledge: Pledge) -> None:
         write_document(self._folder / _FILE, pledge)

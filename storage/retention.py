@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from storage.bucket import Bucket
 from storage.checkpoint import complete_windows, latest_window
+from storage.directory import DirectoryBucket
 from storage.keys import Keys
 from storage.s3 import S3Bucket
 
@@ -28,6 +29,13 @@ async def sweep(
     await _sweep_checkpoints(bucket, keys, keep_checkpoints, needed_window)
     if isinstance(bucket, S3Bucket):
         await bucket.abort_uploads(f"{keys.run}/", older_than_seconds=UNFINISHED_SECONDS)
+
+
+async def recover(bucket: Bucket) -> None:
+    """Remove from the own bucket what a process of this node left half-written when it was killed. Nobody else may be
+    writing there. Raises `Unavailable`. In an S3 store that is for `sweep`: nobody knows whose an upload is."""
+    if isinstance(bucket, DirectoryBucket):
+        await bucket.remove_unfinished()
 
 
 async def _sweep_windows(bucket: Bucket, keys: Keys, before_window: int) -> None:
