@@ -151,7 +151,9 @@ async def prepare(
         if peer.kind == _RANDOM_BYTES:
             body = Random(number).randbytes(len(body))
         bucket = DirectoryBucket(folder / "objects" / peer.name)
-        sealed = await Exchange(run, layout, hotkey, bucket, Spool(folder)).publish_seal(0, state.root(), header + body)
+        exchange, payload, key = Exchange(run, layout, hotkey, bucket, Spool(folder)), header + body, bytes(32)
+        shards = await exchange.publish_shards(0, payload, key)
+        sealed = await exchange.publish_seal(0, state.root(), payload, shards, key)
         waiting = DirectoryBucket(folder / "keys" / peer.name)
         await Exchange(run, layout, hotkey, waiting, Spool(folder)).publish_key(sealed)
 

@@ -8,19 +8,18 @@ losses and gains by judging once more.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from neurons.durable import read_document, write_document
 from protocol.errors import DocumentError, Reason, Rejected
 from protocol.gauntlet.checks import StaleBase
 from protocol.identity import Address, Digest, Document
 from protocol.ledger.manifest import Uid
 from protocol.sealing import Seal
 from protocol.window import WindowNumber
-from storage.errors import DiskUnusable
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +59,17 @@ class Journal(Document):
     entries: tuple[Kept, ...]
 
 
-def write_document(path: Path, document: Document) -> None:
-    """Replace the file at `path` whole. Raises `DiskUnusable`."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(document.canonical())
-        partial.replace(path)
-    except OSError as error:
-        raise DiskUnusable(f"{path} cannot be written: {error.strerror}") from error
-
-
 def write_journal(folder: Path, journal: Journal) -> None:
     """Keep `journal` in the node's `folder` instead of the last one. Raises `DiskUnusable`."""
     write_document(folder / _FILE, journal)
 
 
 def read_journal(folder: Path, run_digest: str) -> Journal | None:
-    """The journal in `folder`, if there is one of this run that can be read. One that cannot costs a window at most."""
-    path = folder / _FILE
-    if not path.exists():
-        return None
+    """The journal in `folder`, if there is one of this run that is whole. One that is not costs a window at most.
+    Raises `DiskUnusable`."""
     try:
-        journal = Journal.parse(path.read_bytes())
+        journal = read_document(folder / _FILE, Journal)
     except DocumentError as error:
-        log.warning("%s cannot be read, its window starts anew: %s", path, error)
+        log.warning("%s; its window starts anew", error)
         return None
-    return journal if journal.run_digest == run_digest else None
+    return journal if journal is not None and journal.run_digest == run_digest else None

@@ -7,27 +7,35 @@ import logging
 import math
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from neurons.clock import stop_at, until
+from neurons import training_state
+from neurons.clock import stop_at, tick, until
+from neurons.durable import rename
+from neurons.errors import ModelError
 from neurons.leaderboard.words import plain
 from neurons.node import Node, Parts
 from neurons.rounds import Sealed
 from neurons.training.inner import InnerResult, InnerTrainer
-from protocol.errors import NotFinite
+from protocol.errors import ChainUnreachable, DocumentError, NotFinite
 from protocol.ledger.manifest import Manifest
+from protocol.sealing import SEAL_LIMIT_BYTES, Seal
 from protocol.sparseloco.compress import compress
 from protocol.sparseloco.payload import Header, sync_proof
 from protocol.window import Window, deadlines
+from storage.errors import NotFound, StorageError
 
 log = logging.getLogger(__name__)
 
-_STATE_FILE = "training.safetensors"
-_ERROR_FEEDBACK = "error_feedback"
+_SENT_FILE = "training.safetensors"
+"""Optimizer moments and error feedback after the last window whose payload was sent: sealed, and its key published."""
+
+_SEALED_FILE = "sealed.safetensors"
+"""The same after a window that is sealed and not yet revealed, with the key. It is on the disk before the seal is
+published, and takes the place of the other one when the key is out: a miner that ends in between loses neither."""
 
 
 class Miner(Node):
@@ -56,8 +64,13 @@ class Miner(Node):
             return
         sealed = await self.seal(window, payload)
         await asyncio.gather(self.prefetch(window), self.reveal(window, sealed))
-        self.save(number)
+        self.sent(number)
         await self.tidy(number)
+
+    async def join(self) -> None:
+        """As for every node; but before it looks around, it reveals what a process before this one has sealed."""
+        await self.reveal_late()
+        await super().join()
 
     async def contribute(self, window: Window) -> bytes | None:
         """Train and compress; the payload, or None when there is nothing to send."""
@@ -103,13 +116,17 @@ class Miner(Node):
         ).pack()
 
     async def seal(self, window: Window, payload: bytes) -> Sealed:
-        """Upload the encrypted shards and the signed seal."""
+        """Upload the encrypted shards and the signed seal, which follows when the key is safe from a crash."""
         self.report("sealing")
         loop = asyncio.get_running_loop()
         began = loop.time()
-        sealed = await self.exchange.publish_seal(window.number, self.root(), payload)
+        key = os.urandom(32)
+        shards, _ = await asyncio.gather(
+            self.exchange.publish_shards(window.number, payload, key),
+            asyncio.to_thread(self.save, self.parts.folder / _SEALED_FILE, window.number, key),
+        )
+        sealed = await self.exchange.publish_seal(window.number, self.root(), payload, shards, key)
         self.publish_seconds = loop.time() - began
-        self.last_sent = window.number
         return sealed
 
     async def prefetch(self, window: Window) -> None:
@@ -118,16 +135,62 @@ class Miner(Node):
         await until(self.chain, window.seal_block)
         gather, reserve = self.listed(window.number)
         listed = {seat.hotkey for seat in (*gather, *reserve)} or None
-        peers = [p for p in await self.peers() if p.hotkey != self.hotkey and (listed is None or p.hotkey in listed)]
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, ChainUnreachable):  # what is missing is fetched when a manifest names it
             async with asyncio.timeout((window.reveal_block - window.seal_block) * self.chain.block_seconds):
-                await self.exchange.prefetch(window.number, peers)
+                peers = [p for p in await self.peers() if p.hotkey != self.hotkey]
+                listed_peers = [peer for peer in peers if listed is None or peer.hotkey in listed]
+                await self.exchange.prefetch(window.number, listed_peers)
 
     async def reveal(self, window: Window, sealed: Sealed) -> None:
-        """Publish the key, not one block too early."""
+        """Publish the key, not one block too early, and while it counts not only once: a whole window of work hangs on
+        32 bytes."""
         await until(self.chain, window.key_block)
         self.report("revealing")
-        await self.exchange.publish_key(sealed)
+        while True:
+            try:
+                await self.exchange.publish_key(sealed)
+                return
+            except StorageError as error:
+                if (await self.chain.head()).number >= window.reveal_block:
+                    raise
+                self.complain(f"the key is not published yet: {error}")
+            await tick(self.chain)
+
+    async def reveal_late(self) -> None:
+        """Reveal what a process before this one has sealed, while its key counts; and go on from the state after it.
+        What can be revealed no more was never sent: the next window begins without its error feedback."""
+        state = training_state.read(self.parts.folder / _SEALED_FILE, self.run.digest())
+        if state is None or state.window <= self.last_sent:
+            return
+        seal = await self._own_seal(state.window)
+        if seal is None or not seal.is_opened_by(state.key):
+            return  # it ended before the seal was out
+        window = deadlines(state.window, self.run.time)
+        if not await self._is_revealed(state.window):
+            if (await self.chain.head()).number >= window.reveal_block:
+                log.warning("window %d: what was sealed cannot be revealed any more", state.window)
+                return
+            self.report(f"waiting to reveal what was sealed in window {state.window}")
+            await self.reveal(window, Sealed(seal, state.key))
+        self.sent(state.window)
+        self.resume()
+
+    async def _own_seal(self, window: int) -> Seal | None:
+        key = self.keys.seal(window, self.hotkey)
+        try:
+            return Seal.parse(await self.parts.bucket.get(key, limit_bytes=SEAL_LIMIT_BYTES))
+        except NotFound:
+            return None
+        except DocumentError as error:
+            log.warning("%s in the own bucket is no seal: %s", key, error)
+            return None
+
+    async def _is_revealed(self, window: int) -> bool:
+        try:
+            await self.parts.bucket.head(self.keys.key(window, self.hotkey))
+        except NotFound:
+            return False
+        return True
 
     async def sit_out(self, window: Window) -> None:
         """Let the rest of the window pass."""
@@ -154,31 +217,27 @@ class Miner(Node):
 
     # --- local state --------------------------------------------------------------------------------------
 
-    def save(self, window: int) -> None:
-        """Write optimizer moments and error feedback, replacing the last ones whole."""
-        tensors = {**self.trainer.state(), _ERROR_FEEDBACK: self.error}
-        path = self.parts.folder / _STATE_FILE
-        partial = path.with_name(f".{_STATE_FILE}.{os.getpid()}")
-        save_file(tensors, partial, metadata={"run": self.run.digest(), "window": str(window)})
-        partial.replace(path)
+    def save(self, path: Path, window: int, key: bytes) -> None:
+        """Write what must survive a restart after `window`. Raises `DiskUnusable`."""
+        state = training_state.TrainingState(window, key, self.trainer.state(), self.error)
+        training_state.write(path, self.run.digest(), state)
+
+    def sent(self, window: int) -> None:
+        """The payload of `window` is out, and so the state after it is the one to go on from."""
+        rename(self.parts.folder / _SEALED_FILE, self.parts.folder / _SENT_FILE)
+        self.last_sent = window
 
     def resume(self) -> None:
         """Take over what a previous process of this miner saved for this run."""
-        path = self.parts.folder / _STATE_FILE
-        if not path.exists():
+        state = training_state.read(self.parts.folder / _SENT_FILE, self.run.digest())
+        if state is None:
             return
         try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError as error:
-            log.warning("%s cannot be read, starting with fresh moments: %s", path, error)
+            self.trainer.load_state(state.moments)
+        except ModelError as error:
+            log.warning("starting with fresh moments: %s", error)
             return
-        if metadata.get("run") != self.run.digest():
-            return
-        self.error = tensors.pop(_ERROR_FEEDBACK)
-        self.trainer.load_state(tensors)
-        self.last_sent = int(metadata["window"])
+        self.error, self.last_sent = state.error, state.window
 
 
 if __name__ == "__main__":

@@ -6,23 +6,27 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 
 import numpy as np
 
 from neurons.clock import stop_at, tick, tick_seconds, until
 from neurons.collecting import Round
-from neurons.journal import Journal, read_journal, write_document, write_journal
+from neurons.documents import Documents, Source
+from neurons.durable import read_document, write_document
+from neurons.journal import Journal, read_journal, write_journal
 from neurons.judge import Judge
 from neurons.node import Node, Parts
 from neurons.pace import Budget, Pace, tempered
 from neurons.rounds import Peer
-from protocol.errors import ChainError, Reason, Rejected
+from neurons.voting import Voter
+from protocol.errors import ChainError, DocumentError, LedgerError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies, find_outsized
 from protocol.gauntlet.evaluation import bounded_losses
+from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Receipts
-from protocol.gauntlet.scorebook import Scorebook
+from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import contributors, sample, select
 from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
@@ -44,12 +48,14 @@ _STAND_INS = 2
 
 
 class Memory(Document):
-    """What a validator keeps over a restart: its scorebook, the windows in which it saw each payload's records, and
-    where the valid payloads of the last window are, with which those of the next are compared."""
+    """What a validator keeps over a restart: its scorebook, the windows in which it saw each payload's records, where
+    the valid payloads of the last window are, with which those of the next are compared, and the receipts of the last
+    window: they are kept before they are published, so that there is never one without the other."""
 
     book: Scorebook
     bodies: dict[str, int]
     last: tuple[Contribution, ...] = ()
+    receipts: Receipts | None = None
 
 
 class Validator(Node):
@@ -60,9 +66,14 @@ class Validator(Node):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.memory = self.resume()
+        self.owed = self.memory.receipts
+        """Receipts that are written down and perhaps not published."""
         self.journal = read_journal(parts.folder, self.run.digest())
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
+        self.voter = Voter(self.ledger, parts.hotkey, parts.bucket, parts.folder, self.complain)
+        self._proofs: dict[str, asyncio.Task[None]] = {}
+        """By digest, the manifests whose payloads are being read and mirrored, or are."""
         self.pace = Pace()
         """How fast this machine judged in earlier windows."""
         self.closing_seconds: float | None = None
@@ -75,8 +86,12 @@ class Validator(Node):
         try:
             await self.collect(window, found)
             manifest = await self.agree(window, found)
+            if number < self.memory.book.window:  # judged already, on a branch of the ledger that was left
+                await self.apply(manifest)
+                return
             await self.checkpoint(number)
             findings = await self.judge(window, found, manifest)
+            manifest = self.settled(manifest)
         finally:
             await found.stop_reading()
         judged = asyncio.get_running_loop().time()
@@ -93,6 +108,7 @@ class Validator(Node):
     async def join(self) -> None:
         """As for every node; then makes up for what a process before this one had left to do."""
         await super().join()
+        await self.recall()
         self.last_updates = await self._reopen_last()
         await self.pay_late()
 
@@ -104,6 +120,7 @@ class Validator(Node):
     async def next_window(self) -> int:
         """The first window without a manifest: unlike a miner, a validator must not wait for it, for it may have to
         write it. Or the one that a process before this one had begun, while there is time to judge it."""
+        await self.publish_owed()
         while self.state.window < window_of((head := await self.chain.head()).number, self.run.time):
             begun = self._journal_of(self.state.window) is not None
             if begun and head.number < self.judging_end(deadlines(self.state.window, self.run.time)):
@@ -152,30 +169,45 @@ class Validator(Node):
             self._keep_journal(found)
 
     async def agree(self, window: Window, found: Round) -> Manifest:
-        """The manifest of this window: another validator's if there is one, else the own one as soon as the own
-        rank allows it."""
+        """The manifest of this window: another validator's if there is one whose payloads can be had, else the own one
+        as soon as the own rank allows it."""
         while True:
-            manifest = await self.find_manifest(window.number)
-            if manifest is None:
-                turn = await self.turn(window, found)
-                if turn is not None and (await self.chain.head()).number >= turn:
-                    manifest = await self.lead(window, found)
-                else:
-                    self.report(f"waiting for manifest {window.number}")
-                    await tick(self.chain)
-                    continue
-            await self._keep(manifest)
-            return manifest
+            manifest = self.known_manifest(window.number)
+            if manifest is not None and await self.proven(manifest, tick_seconds(self.chain)):
+                await self._keep(manifest)
+                return manifest
+            turn = await self.turn(window, found)
+            if turn is not None and (await self.chain.head()).number >= turn and not self.ledger.is_behind():
+                return await self._lead(window, found)
+            self.report(f"waiting for manifest {window.number}")
+            await tick(self.chain)
+
+    async def _lead(self, window: Window, found: Round) -> Manifest:
+        """The own manifest, the one that was signed before if there is one, known to everybody."""
+        manifest = self.voter.signed(window.number, self.state.previous)
+        if manifest is None:
+            manifest = await self.lead(window, found)
+            self.voter.pledge(manifest)
+        await self._keep(manifest)
+        with suppress(LedgerError, DocumentError):  # whoever signs what is none will see it refused by the others
+            await self.ledger.admit(manifest)
+        return manifest
+
+    def settled(self, manifest: Manifest) -> Manifest:
+        """The manifest that the ledger has come to for this window, while the payloads were judged. Raises
+        `Overtaken`."""
+        found = self.known_manifest(manifest.window)
+        return manifest if found is None or not self._is_proven(found) else found
 
     async def turn(self, window: Window, found: Round) -> int | None:
         """First block at which this validator publishes a manifest, None if it never may. One that saw nothing of the
         window would name nobody, and lets the next ones by stake go first, if there are any."""
-        order = [validator.hotkey for validator in await self.validators()]
-        if self.hotkey not in order:
+        electorate = await self.ledger.electorates.of(window.number)
+        rank = electorate.rank_of(self.hotkey)
+        if rank is None:
             return None
-        rank = order.index(self.hotkey)
-        behind = len(order) - 1 - rank
-        if found.blind and behind:
+        behind = len(electorate.members) - 1 - rank
+        if found.blind and behind and self.voter.signed(window.number, self.state.previous) is None:
             rank += min(behind, _STAND_INS) + 1
         return failover_block(window.number, rank, self.run.time)
 
@@ -262,16 +294,9 @@ class Validator(Node):
         await asyncio.gather(*(found.adopt(named, mirror) for named in manifest.contributions))
 
     def close(self, window: Window, found: Round, findings: dict[int, Findings], manifest: Manifest) -> Verdict:
-        """Turn what was found into scores, and remember it."""
+        """Turn what was found into scores."""
         contributed = {c.uid for c in manifest.contributions}
-        verdict = close_window(self.memory.book, window.number, self._outcomes(found), findings, contributed, self.run)
-        payloads = found.payloads()
-        bodies = {d: w for d, w in self.memory.bodies.items() if w > window.number - _REMEMBERED_WINDOWS}
-        bodies |= {payload.body_digest: window.number for payload in payloads.values()}
-        self.last_updates = [payload.update for payload in payloads.values()]
-        last = tuple(found.entries[uid].contribution() for uid in payloads)
-        self.memory = Memory(book=verdict.book, bodies=bodies, last=last)
-        return verdict
+        return close_window(self.memory.book, window.number, self._outcomes(found), findings, contributed, self.run)
 
     async def publish(
         self,
@@ -282,7 +307,7 @@ class Validator(Node):
         held_out_before: float,
         held_out_after: float,
     ) -> None:
-        """Publish the receipts, and keep the own state."""
+        """Write down what comes of the window, all of it at once, and then publish the receipts."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
         pages = next((found.pages for found in findings.values()), 0)
@@ -297,9 +322,24 @@ class Validator(Node):
             departed=found.departed,
             receipts=verdict.receipts,
         ).signed(self.parts.hotkey)
-        await self.parts.bucket.put(self.keys.receipts(window.number), receipts.canonical())
-        await self.parts.bucket.put(self.keys.receipts_head(), self.keys.receipts(window.number).encode())
-        self.save()
+        payloads = found.payloads()
+        bodies = {d: w for d, w in self.memory.bodies.items() if w > window.number - _REMEMBERED_WINDOWS}
+        bodies |= {payload.body_digest: window.number for payload in payloads.values()}
+        last = tuple(found.entries[uid].contribution() for uid in payloads)
+        memory = Memory(book=verdict.book, bodies=bodies, last=last, receipts=receipts)
+        write_document(self.parts.folder / _STATE_FILE, memory)
+        self.memory, self.owed = memory, receipts
+        self.last_updates = [payload.update for payload in payloads.values()]
+        await self.publish_owed()
+
+    async def publish_owed(self) -> None:
+        """Publish the receipts that are written down, unless they are published."""
+        if self.owed is None:
+            return
+        name = self.keys.receipts(self.owed.window)
+        await self.parts.bucket.put(name, self.owed.canonical())
+        await self.parts.bucket.put(self.keys.receipts_head(), name.encode())
+        self.owed = None
 
     async def pay(self, number: int, book: Scorebook) -> None:
         """Set the weights on chain, as often as the run says, for the hotkeys that earned them: whoever has taken over
@@ -382,12 +422,67 @@ class Validator(Node):
         await found.look_for_late_seals(self.chain.block_seconds)
 
     async def _keep(self, manifest: Manifest) -> None:
-        """Every validator holds the whole ledger. A manifest is never replaced."""
-        try:
-            await self.parts.bucket.put_if_absent(self.keys.manifest(manifest.window), manifest.canonical())
-        except AlreadyExists:
-            return
+        """Every validator holds the whole ledger, as it follows it."""
+        await self._mirror(manifest)
+        await self.parts.bucket.put(self.keys.manifest(manifest.window), manifest.canonical())
         await self.parts.bucket.put(self.keys.ledger_head(), self.keys.manifest(manifest.window).encode())
+
+    async def _mirror(self, manifest: Manifest) -> None:
+        with suppress(AlreadyExists):
+            key = self.keys.manifest_of(manifest.window, manifest.digest())
+            await self.parts.bucket.put_if_absent(key, manifest.canonical())
+
+    # --- beside the window ------------------------------------------------------------------------------------
+
+    async def take_part(self) -> None:
+        """Prove what is not final yet, and vote."""
+        wanted = [*self.ledger.open_path(), *(self.ledger.manifests[digest] for digest in self.ledger.voted())]
+        for manifest in wanted:
+            if manifest.window > self.ledger.final_window:
+                self._prove(manifest)
+        for digest in [digest for digest in self._proofs if digest not in self.ledger.manifests]:
+            self._proofs.pop(digest).cancel()
+        await self.voter.step({digest for digest in self._proofs if self._is_proven(self.ledger.manifests.get(digest))})
+
+    async def proven(self, manifest: Manifest, seconds: float) -> bool:
+        """Whether all that a manifest names can be had, and lies in the own bucket too. Waits for `seconds` at most."""
+        if (task := self._prove(manifest)) is not None:
+            await asyncio.wait({task}, timeout=seconds)
+        return self._is_proven(manifest)
+
+    def _is_proven(self, manifest: Manifest | None) -> bool:
+        task = None if manifest is None else self._proofs.get(manifest.digest())
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    def _prove(self, manifest: Manifest) -> asyncio.Task[None] | None:
+        """Begin to fetch and mirror what a manifest names, if this state can tell that its root is right."""
+        digest = manifest.digest()
+        task = self._proofs.get(digest)
+        failed = task is not None and task.done() and not self._is_proven(manifest)
+        if (task is None or failed) and self.ledger.roots.get(manifest.previous) == manifest.root:
+            task = self._proofs[digest] = asyncio.create_task(self._mirror_all(manifest))
+        return task
+
+    async def _mirror_all(self, manifest: Manifest) -> None:
+        try:
+            await self.payloads(manifest)
+            for named in manifest.contributions:
+                await self.exchange.mirror_shards(manifest.window, named.hotkey, named.shards)
+            await self._mirror(manifest)
+        except (StorageError, Rejected) as error:
+            self.complain(f"manifest {manifest.window} cannot be attested: {error}")
+            raise
+
+    async def leave(self) -> None:
+        """As for every node, and the proofs."""
+        await super().leave()
+        for task in self._proofs.values():
+            task.cancel()
+        await asyncio.gather(*self._proofs.values(), return_exceptions=True)
+
+    def latest_start(self, head: int) -> int:
+        """Who votes must have gone the whole way from what is final."""
+        return min(head, self.ledger.final_window + 1)
 
     def _outcomes(self, found: Round) -> list[Outcome]:
         """One outcome per peer that takes part. A neuron that has never sealed anything is no miner; it is left
@@ -423,10 +518,6 @@ class Validator(Node):
         return Judge(self.model, self.state.theta, self.run, self.parts.dtype)
 
     # --- local state ------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write scorebook and memory, replacing the last ones whole."""
-        write_document(self.parts.folder / _STATE_FILE, self.memory)
 
     def kept_shards(self) -> list[SealedShard]:
         """Those of the payloads that the next window's are compared with, and of a window that is not closed."""
@@ -464,13 +555,42 @@ class Validator(Node):
         return [update for update in updates if update is not None]
 
     def resume(self) -> Memory:
-        """What a previous process of this validator saved for this run, or an empty memory."""
-        path = self.parts.folder / _STATE_FILE
-        if path.exists():
-            memory = Memory.parse(path.read_bytes())
-            if memory.book.run_digest == self.run.digest():
-                return memory
-        return Memory(book=Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window), bodies={})
+        """What a previous process of this validator wrote down for this run, or an empty memory."""
+        try:
+            memory = read_document(self.parts.folder / _STATE_FILE, Memory)
+        except DocumentError as error:
+            log.error("%s; the scorebook is made again from the published receipts", error)
+            memory = None
+        if memory is not None and memory.book.run_digest == self.run.digest():
+            return memory
+        return Memory(book=self._no_book(), bodies={})
+
+    async def recall(self) -> None:
+        """Make the scorebook again from the receipts in the own bucket, if these know of windows that the own disk does
+        not: what was there is damaged or gone."""
+        documents = Documents(self.run, self.chain, self.parts.open_bucket)
+        own = Source(self.uid, self.hotkey, self.parts.bucket)
+        newest = await documents.newest_judged(own)
+        if newest is None or newest < self.memory.book.window:
+            return
+        book, digest = self._no_book(), ""
+        for number in range(self.run.time.first_window, newest + 1):
+            try:
+                receipts = await documents.receipts(number, own)
+            except DocumentError as error:
+                log.error("the own receipts of window %d are damaged: %s", number, error)
+                continue
+            if receipts is not None:
+                book = update(remaining(book, receipts.departed), number, events_of(receipts), self.run)
+                digest = receipts.scorebook_digest
+        if book.digest() == digest:
+            log.warning("the scorebook was made again from the receipts of all windows up to %d", newest)
+        else:
+            log.error("the own receipts do not give the scorebook that they name: what is missing in them is forgotten")
+        self.memory = self.memory.model_copy(update={"book": book})
+
+    def _no_book(self) -> Scorebook:
+        return Scorebook(run_digest=self.run.digest(), window=self.run.time.first_window)
 
 
 if __name__ == "__main__":

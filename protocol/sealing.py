@@ -32,6 +32,10 @@ class Seal(SignedDocument):
     payload_digest: Digest
     key_digest: Digest
 
+    def is_opened_by(self, key: bytes) -> bool:
+        """Whether this is the key that the seal commits to."""
+        return blake3(key).hexdigest() == self.key_digest
+
 
 class Reveal(Document):
     """The key, published when every seal is fixed. It needs no signature: the seal names its digest."""
@@ -41,4 +45,4 @@ class Reveal(Document):
 
     def opens(self, seal: Seal) -> bool:
         """Whether this is the key the seal committed to."""
-        return self.window == seal.window and blake3(bytes.fromhex(self.key)).hexdigest() == seal.key_digest
+        return self.window == seal.window and seal.is_opened_by(bytes.fromhex(self.key))

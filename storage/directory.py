@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -29,6 +30,9 @@ _OPEN_TEMPORARY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 
 # What the walk meets where no object is: nothing, a file as a folder, a link, a socket.
 _NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+
+_TEMPORARY = re.compile(r"~[0-9a-f]{16}")
+"""`~` is in no key, so what is written under such a name can be neither read nor listed."""
 
 _WRITE_ATTEMPTS = 100
 _LIST_BATCH_OBJECTS = 1000
@@ -90,6 +94,11 @@ class DirectoryBucket:
         check_key(key)
         await asyncio.to_thread(_delete, self.root, key)
 
+    async def remove_unfinished(self) -> None:
+        """Remove what writers left that were killed, and the folders that are empty then. Only for the bucket's owner,
+        while nobody writes: the file of a living writer would go too."""
+        await asyncio.to_thread(_remove_unfinished, self.root)
+
 
 def _unavailable(root: Path, error: OSError) -> Unavailable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -149,7 +158,7 @@ def _write(root: Path, key: str, data: bytes, *, replace: bool) -> None:
 
 def _place(folder: int, key: str, name: str, data: bytes, *, replace: bool) -> None:
     """Write beside the target, then rename or link: a reader sees the whole object or none of it."""
-    temporary = f"~{secrets.token_hex(8)}"  # `~` is in no key, so this can be neither read nor listed
+    temporary = f"~{secrets.token_hex(8)}"
     descriptor = os.open(temporary, _OPEN_TEMPORARY, 0o644, dir_fd=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -276,3 +285,18 @@ def _delete(root: Path, key: str) -> None:
     except OSError as error:
         if error.errno not in _NO_OBJECT | {errno.ENOTEMPTY, errno.EEXIST}:
             raise _unavailable(root, error) from error
+
+
+def _remove_unfinished(root: Path) -> None:
+    try:
+        if not root.is_dir():
+            return
+        for _, folders, files, folder in os.fwalk(root, topdown=False, follow_symlinks=False):
+            for name in files:
+                if _TEMPORARY.fullmatch(name):
+                    os.unlink(name, dir_fd=folder)
+            for name in folders:
+                with suppress(OSError):  # refuses what is not empty
+                    os.rmdir(name, dir_fd=folder)
+    except OSError as error:
+        raise _unavailable(root, error) from error

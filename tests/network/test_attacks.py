@@ -103,7 +103,9 @@ class Villain(Miner):
     async def stale_base(self, window: Window, payload: bytes) -> None:
         root = "cd" * 32
         payload = self._header(payload, 7, bytes.fromhex(root))
-        await self.reveal(window, await self.exchange.publish_seal(window.number, root, payload))
+        key = bytes(32)
+        shards = await self.exchange.publish_shards(window.number, payload, key)
+        await self.reveal(window, await self.exchange.publish_seal(window.number, root, payload, shards, key))
 
     async def bad_sync_proof(self, window: Window, payload: bytes) -> None:
         await self.honest(window, self._header(payload, 8, bytes(32)))
