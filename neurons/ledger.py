@@ -216,6 +216,8 @@ class Ledger:
                 self.manifests[shown.head], self._ranks[shown.head] = manifest, 0
                 self.final, self.final_window = shown, number
                 self.head = shown.head
+                # What was final before says nothing to somebody who does not know the way from there to here.
+                self.votes = {vote: signed for vote, signed in self.votes.items() if vote.ballot >= shown.ballot}
                 log.info("window %d is final: more than half of all stake confirms it", number)
         await self.at(self.final_window - 1)  # its lists are those of the first manifest that is not final
         self._begun = True
