@@ -167,6 +167,42 @@ def test_a_flipped_bit_is_found_named_and_done_without(
     assert any(all(word in sentence for word in place.words) for sentence in said), said
 
 
+class Rotting(Miner):
+    """A miner on a disk that damages the first shard that it fetches."""
+
+    rotten = 0
+
+    def __init__(self, parts: Any) -> None:
+        super().__init__(parts)
+        fetch = self.exchange.read_shards
+
+        async def read_shards(*arguments: Any) -> list[Path]:
+            paths = await fetch(*arguments)
+            if not self.rotten:
+                self.rotten = 1
+                flip(paths[0])
+            return paths
+
+        self.exchange.read_shards = read_shards  # type: ignore[method-assign]
+
+
+def test_a_shard_that_rots_before_it_is_opened_is_fetched_again_and_blamed_on_nobody(
+    stopped: Stopped, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def go_on() -> None:
+        async with stopped.in_folder(tmp_path / "copy") as net:
+            node = net.start("late", Rotting)
+            for _ in range(20):
+                await net.blocks(1)
+            assert next(root for root, window in node.roots.items() if window == stopped.window) == stopped.root
+
+    with caplog.at_level(logging.WARNING):
+        run_virtually(go_on())
+    said = [record.getMessage() for record in caplog.records]
+    assert any("was damaged on this machine's disk and is fetched again" in sentence for sentence in said), said
+    assert not any("uid 2" in sentence for sentence in said), said
+
+
 AUDITED = {
     "payload": (_shard("a"), "in its own bucket lies another payload than the manifest names"),
     "mirror": (_shard("v"), "in the mirror of validator uid 0 lies another payload"),
