@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import sys
 import time
 from dataclasses import replace
@@ -40,6 +41,11 @@ def neuron(folder: Path, name: str, role: str, weather: Weather, seed: str) -> N
     except EXPECTED_ERRORS as error:
         print(f"windrow: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+    except Exception:
+        # Where its disk is full just now, the log would say nothing of why it ends.
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        raise
 
 
 def in_weather(parts: Parts, weather: Weather, source: Source) -> Parts:
@@ -65,5 +71,5 @@ def tick(folder: Path, block_seconds: float) -> None:
     due = time.monotonic()
     while True:
         due = max(due + block_seconds, time.monotonic())
-        time.sleep(due - time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
         chain.produce_block(time.time())

@@ -341,4 +341,3 @@ def test_a_node_whose_bucket_is_away_when_it_starts_joins_when_it_is_back(networ
             assert len({root for _, root in net.roots()}) == 1
 
     virtual(scenario())
-
