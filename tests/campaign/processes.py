@@ -34,7 +34,7 @@ def neuron(folder: Path, name: str, role: str, weather: Weather, seed: str) -> N
     from neurons.validator import Validator
 
     kinds: dict[str, type[Node]] = {"miner": Miner, "validator": Validator}
-    source = Source(name, random.Random(seed), note_in(folder), (folder / CALM_FILE).exists)
+    source = Source(name, random.Random(seed), note_in(folder), lambda: _is_left_alone(folder))
     try:
         settings = load_settings({"dir": folder, "wallet_name": name, "dtype": "fp32"}, {})
         run_neuron(lambda parts: kinds[role](in_weather(parts, weather, source)), settings)  # type: ignore[arg-type]
@@ -46,6 +46,11 @@ def neuron(folder: Path, name: str, role: str, weather: Weather, seed: str) -> N
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         raise
+
+
+def _is_left_alone(folder: Path) -> bool:
+    """Whether it is calm; or the disk is full, which is enough, and leaves no room for notes."""
+    return (folder / CALM_FILE).exists() or resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def in_weather(parts: Parts, weather: Weather, source: Source) -> Parts:
