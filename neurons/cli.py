@@ -274,6 +274,34 @@ def leaderboard(flags: dict[str, object], as_json: Json = False) -> None:
         Console().print(leaderboard_table(view, called))
 
 
+@app.command("status")
+@with_viewpoint
+def status(
+    flags: dict[str, object],
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Local state of nodes, or of one.", show_default="DIR/nodes")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a run stands, and what the nodes on this machine do and wait for."""
+    import time
+
+    from neurons.folder import Places
+    from neurons.overview import Overview, look, nodes_in
+
+    run, nodes = None, state
+    if state is None or any(value is not None for value in flags.values()):
+        run, folder = _look(flags, look)
+        nodes = Places(folder).nodes if folder is not None and state is None else state
+    found = () if nodes is None else nodes_in(nodes.expanduser(), None if run is None else run.window)
+    overview = Overview(run, found)
+    if as_json:
+        print(json.dumps(overview.to_json()))
+    else:
+        for line in overview.lines(time.time(), nodes):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command("explain")
 @with_viewpoint
 def explain(

@@ -66,12 +66,14 @@ class Documents:
     async def newest_judged(self, source: Source) -> int | None:
         """The newest window of which this validator says that it has receipts; None if it says nothing of use."""
         try:
-            data = await source.bucket.get(self.keys.receipts_head(), limit_bytes=_POINTER_LIMIT_BYTES)
-        except StorageError:
+            return await _pointed_at(source.bucket, self.keys.receipts_head(), self.keys.receipts)
+        except (StorageError, DocumentError):
             return None
-        name = data.decode("ascii", "replace").rpartition("/")[2].removesuffix(".json")
-        window = int(name) if name.isascii() and name.isdigit() and len(name) == _WINDOW_DIGITS else None
-        return window if window is not None and self.keys.receipts(window).encode() == data else None
+
+    async def newest_manifest(self, source: Source) -> int | None:
+        """The newest window of which this validator says that it has a manifest; None if it says nothing of use. Raises
+        `StorageError` when the bucket does not answer, `DocumentError` when what lies there is too large."""
+        return await _pointed_at(source.bucket, self.keys.ledger_head(), self.keys.manifest)
 
     async def receipts(self, window: int, source: Source) -> Receipts | None:
         """The receipts of `window` by this validator, None when there are none. Raises `DocumentError` for what is
@@ -116,3 +118,11 @@ async def _get(bucket: Bucket, key: str, limit_bytes: int) -> bytes | None:
         return None
     except TooLarge as error:
         raise DocumentError(str(error)) from error
+
+
+async def _pointed_at(bucket: Bucket, pointer: str, key_of: Callable[[int], str]) -> int | None:
+    """The window whose key, one that `key_of` gives, is what lies at `pointer`; None for whatever else lies there."""
+    data = await _get(bucket, pointer, _POINTER_LIMIT_BYTES) or b""
+    name = data.decode("ascii", "replace").rpartition("/")[2].removesuffix(".json")
+    window = int(name) if name.isascii() and name.isdigit() and len(name) == _WINDOW_DIGITS else None
+    return window if window is not None and key_of(window).encode() == data else None

@@ -54,16 +54,27 @@ def write_document(path: Path, document: Document) -> None:
 
 def read_document(path: Path, kind: type[AnyDocument]) -> AnyDocument | None:
     """What `write_document` wrote; None if nothing is there. Raises `DocumentError` when it is not what was written, a
-    rotten disk's bit say, and `DiskUnusable` when it cannot be read."""
+    rotten disk's bit say: then it is set aside. Raises `DiskUnusable` when it cannot be read."""
     try:
         digest, _, data = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
-    if digest_of(data).encode() != digest:
-        raise DocumentError(f"{path} is damaged: it does not have the digest that it begins with")
-    return kind.parse(data)
+    try:
+        if digest_of(data).encode() != digest:
+            raise DocumentError("it does not have the digest that it begins with")
+        return kind.parse(data)
+    except DocumentError as error:
+        raise DocumentError(f"{path} is damaged and kept as {set_aside(path).name}: {error}") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that is damaged another name, in place of one that had it before, so that nobody takes it for what it
+    was and somebody can look at it. Returns where it is now. Raises `DiskUnusable`."""
+    aside = path.with_name(f"{path.name}.damaged")
+    rename(path, aside)
+    return aside
 
 
 def _force(path: Path) -> None:

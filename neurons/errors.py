@@ -47,6 +47,14 @@ class NodeError(NeuronError):
     exit_code = 6
 
 
+class Overtaken(NeuronError):
+    """The state of a node is on a branch of the ledger that the others have left. The node goes back by itself."""
+
+
+class ContradictionError(NodeError):
+    """More than half of all stake has made two manifests final that exclude each other."""
+
+
 class NetworkError(NeuronError):
     """A network on this machine cannot go on: the process of its only validator died."""
 

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -16,36 +15,35 @@ import numpy as np
 import torch
 from bittensor_core import Keypair
 
-from neurons.clock import tick, until
-from neurons.errors import NodeError
-from neurons.rounds import Exchange, Peer
+from neurons.clock import tick, tick_seconds, until
+from neurons.errors import NodeError, Overtaken
+from neurons.fetching import Fetcher
+from neurons.ledger import Ledger
+from neurons.loading import Loader
+from neurons.rounds import Exchange, Peer, Place
 from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
 from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
 from protocol.assignment import Assignment
 from protocol.chain.port import Chain, Neuron
-from protocol.errors import ChainUnreachable, Divergence, DocumentError, LedgerError, Rejected
+from protocol.errors import ChainError, ChainUnreachable, Divergence
 from protocol.ledger.manifest import (
     FIRST_PREVIOUS,
-    MANIFEST_LIMIT_BYTES,
-    Contribution,
     Manifest,
     Seat,
-    check_contributions,
     check_manifest,
     leader_order,
 )
 from protocol.ledger.replay import apply_manifest
-from protocol.ledger.state import State, state_root
+from protocol.ledger.state import State
 from protocol.run import Run
 from protocol.sealing import SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload
-from protocol.window import Window, deadlines, failover_block, window_of
+from protocol.window import Window, deadlines, window_of
 from storage.bucket import Bucket
-from storage.checkpoint import Checkpoint, read_checkpoint
 from storage.dataset import Dataset
-from storage.errors import NotFound, StorageError, Unavailable
+from storage.errors import StorageError
 from storage.patience import PatientBucket
 from storage.retention import recover, sweep
 
@@ -86,6 +84,18 @@ class Node:
         self.layout = Layout.from_shapes(parameter_shapes(self.model))
         self.exchange = Exchange(self.run, self.layout, parts.hotkey, parts.bucket, Spool(parts.folder / "sealed"))
         self.keys = self.exchange.keys
+        self.ledger = Ledger(
+            self.run, self.chain, parts.folder, self.exchange.sealed_sizes, self.ledger_sources, self.complain
+        )
+        self.fetcher = Fetcher(
+            self.exchange,
+            self.chain,
+            self.ledger_sources,
+            self.ledger.at,
+            self.open_bucket,
+            self.complain,
+            self.report,
+        )
         self.uid = -1
         self.roots: dict[str, int] = {}
         """Root of each recent θ → its window."""
@@ -93,6 +103,7 @@ class Node:
         """Gather and reserve lists by the window in which they take effect."""
         self.state = State(self.layout, empty_flat(self.layout.size), -1, FIRST_PREVIOUS)
         self._doubted: set[int] = set()
+        self._shown: tuple[object, ...] = ()
         self._complaints: set[str] = set()
         self._activity, self._since = "", time.time()
         self._loss: float | None = None
@@ -100,7 +111,19 @@ class Node:
     # --- life ---------------------------------------------------------------------------------------------
 
     async def run_forever(self) -> None:
-        """Join, then one window after the other until cancelled."""
+        """Join, then one window after the other until cancelled; what others publish is read beside that."""
+        tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_up())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.leave()
+
+    async def _live(self) -> None:
         joined = False
         while True:
             try:
@@ -111,11 +134,45 @@ class Node:
             except Divergence as error:
                 log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
                 await self.load()
+            except Overtaken as error:
+                await self._go_back(error)
             except (StorageError, ChainUnreachable) as error:
                 # The own bucket, the dataset or the chain is away: what belongs to a peer never gets here.
                 self.complain(f"lost this window: {error}" if joined else f"cannot join yet: {error}")
                 self.report(f"trying again: {error}")
                 await tick(self.chain)
+
+    async def _keep_up(self) -> None:
+        """Read what the validators publish, every tick, and do what is due."""
+        while True:
+            try:
+                await self.ledger.refresh(self.chain.block_seconds / 2)
+                await self.take_part()
+                self._show_ledger()
+            except (StorageError, ChainError) as error:
+                self.complain(f"what the validators say was not followed: {error}")
+            await tick(self.chain)
+
+    async def take_part(self) -> None:
+        """What else is due in this block, whatever the window's work is at."""
+
+    async def leave(self) -> None:
+        """End whatever goes on beside the window's work."""
+        await self.fetcher.stop()
+        await self.ledger.close()
+
+    def latest_start(self, head: int) -> int:
+        """The newest window from whose checkpoint this node may start, when the chain is in window `head`."""
+        return head
+
+    async def _go_back(self, error: Overtaken) -> None:
+        """Take the way of the others: from where this state is, if that is on it, else from a checkpoint before."""
+        log.warning("the head of the ledger has changed: %s", error)
+        try:
+            self.ledger.after(self.state.window, self.state.previous)
+        except Overtaken:
+            log.warning("window %d: going back to a checkpoint before the fork", self.state.window)
+            await self.load()
 
     async def window(self, number: int) -> None:
         """Take part in window `number`."""
@@ -173,75 +230,36 @@ class Node:
         return tuple(peers[v.hotkey] for v in await self.validators() if v.hotkey in peers)
 
     async def find_manifest(self, number: int) -> Manifest | None:
-        """The manifest of window `number` that this state can take, or None while there is none. A validator of
-        rank j counts only from its fail-over block on. Raises `Divergence`, once a window, when a manifest is right
-        in everything but the root; if a fresh start gives the same root again, it is the manifest that is wrong."""
-        head = await self.chain.head()
-        turns = [
-            validator.hotkey
-            for rank, validator in enumerate(await self.validators())
-            if head.number >= failover_block(number, rank, self.run.time)
-        ]
-        sources = await self.ledger_sources()
-        if turns == [self.hotkey]:  # nobody else's could count: whoever leads waits for nobody
-            sources = tuple(source for source in sources if source.hotkey == self.hotkey)
-        async with aclosing(self._manifests(sources, number)) as manifests:
-            async for source, manifest in manifests:
-                if manifest.signer not in turns:
-                    continue
-                try:
-                    check_contributions(manifest, self.run, *self.listed(number), self.exchange.sealed_sizes)
-                    check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
-                except Divergence:
-                    if number in self._doubted:
-                        continue
+        """The manifest of window `number` that this state takes next, or None while there is none. Reads what is new
+        before it says so. Raises as `known_manifest`."""
+        while (manifest := self.known_manifest(number)) is None:
+            before = self.ledger.head
+            await self.ledger.refresh(tick_seconds(self.chain))
+            await self.ledger.at(number)
+            if self.ledger.head == before:
+                return self.known_manifest(number)
+        return manifest
+
+    def known_manifest(self, number: int) -> Manifest | None:
+        """As `find_manifest`, of what was read already. Raises `Overtaken` when the head of the ledger is on another
+        branch than this state; and `Divergence`, once a window, when a manifest is right in everything but the root: if
+        a fresh start gives the same root again, it is the manifest that is wrong."""
+        while (manifest := self.ledger.after(number, self.state.previous)) is not None:
+            try:
+                check_manifest(manifest, self.run, number, self.state.previous, self.root(), manifest.signer)
+            except Divergence as error:
+                if number not in self._doubted:
                     self._doubted.add(number)
                     raise
-                except LedgerError as error:
-                    self.complain(f"refused from uid {source.uid}: {error}")
-                    continue
-                return manifest
+                self.complain(f"refused: {error}")
+                self.ledger.refuse(manifest)
+                continue
+            return manifest
         return None
-
-    async def _manifests(self, sources: Sequence[Peer], number: int) -> AsyncGenerator[tuple[Peer, Manifest], None]:
-        """What these validators' buckets have as manifest `number`, in their order. All are read at once and have one
-        block together: one that is silent, or slow, must not keep anybody from another's."""
-        end = asyncio.get_running_loop().time() + self.chain.block_seconds
-        reading = [(source, asyncio.create_task(self._read_manifest(source, number))) for source in sources]
-        try:
-            for source, task in reading:
-                left = end - asyncio.get_running_loop().time()
-                done, _ = await asyncio.wait({task}, timeout=max(0.0, left))
-                if done and (manifest := task.result()) is not None:
-                    yield source, manifest
-        finally:
-            for _, task in reading:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in reading), return_exceptions=True)
-
-    async def _read_manifest(self, source: Peer, number: int) -> Manifest | None:
-        try:
-            return Manifest.parse(await source.bucket.get(self.keys.manifest(number), limit_bytes=MANIFEST_LIMIT_BYTES))
-        except NotFound:
-            return None
-        except (StorageError, DocumentError) as error:
-            self.complain(f"manifest {number} from uid {source.uid}: {error}")
-            return None
 
     async def signed_manifest(self, number: int) -> Manifest | None:
-        """The manifest of a past window, if a present validator signed it."""
-        hotkeys = {v.hotkey for v in await self.validators()}
-        async with aclosing(self._manifests(await self.ledger_sources(), number)) as manifests:
-            async for source, manifest in manifests:
-                if manifest.signer not in hotkeys:
-                    continue
-                try:
-                    manifest.verify()
-                except DocumentError as error:
-                    self.complain(f"manifest {number} from uid {source.uid}: {error}")
-                    continue
-                return manifest
-        return None
+        """The manifest of a past window on the way to the head of the ledger."""
+        return await self.ledger.at(number)
 
     async def follow_to_head(self) -> None:
         """Apply every manifest up to the window the chain is in; wait for those that are still to come."""
@@ -253,116 +271,59 @@ class Node:
             await self.apply(manifest)
 
     async def apply(self, manifest: Manifest) -> None:
-        """Fetch what the manifest names and take the state one window on."""
+        """Fetch what the manifest names and take the state one window on. Raises `Overtaken` if the head of the ledger
+        changes while that is waited for."""
         self.report(f"applying manifest {manifest.window}")
-        payloads = await asyncio.gather(*(self._contribution(manifest, c) for c in manifest.contributions))
+        self.fetcher.look_ahead(manifest.window, self.ledger.head_window)
+        fetching = asyncio.create_task(self.payloads(manifest))
+        try:
+            while not (await asyncio.wait({fetching}, timeout=tick_seconds(self.chain)))[0]:
+                if self.ledger.after(manifest.window, manifest.previous) not in (None, manifest):
+                    raise Overtaken(f"manifest {manifest.window} of {manifest.signer} is none any more")
+            payloads = fetching.result()
+        finally:
+            fetching.cancel()
         await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
-        self.exchange.forget(self.kept_shards())
+        self.exchange.forget([*self.kept_shards(), *self.fetcher.awaited()])
         self._enter(manifest)
 
-    async def _contribution(self, manifest: Manifest, contribution: Contribution) -> Payload:
-        """The payload a manifest names: from memory, the miner's bucket, or a validator's mirror. The manifest is
-        binding, so this tries again until one of them has it."""
-        while True:
-            buckets = [source.bucket for source in await self.ledger_sources()]
-            try:
-                buckets.insert(0, self.open_bucket(bytes.fromhex(contribution.location)))
-            except StorageError as error:
-                self.complain(f"uid {contribution.uid}: {error}")
-            if (payload := await self._first_of(buckets, manifest, contribution)) is not None:
-                return payload
-            self.report(f"waiting for the payload of uid {contribution.uid}, window {manifest.window}")
-            await tick(self.chain)
-
-    async def _first_of(self, buckets: list[Bucket], manifest: Manifest, contribution: Contribution) -> Payload | None:
-        """What the first bucket that has it gives. Each has a block's head start on the next: a miner whose bucket
-        is silent must not cost everybody the window."""
-        reading: set[asyncio.Task[Payload]] = set()
-        try:
-            for bucket in buckets:
-                step = self.exchange.contribution(bucket, manifest.window, contribution)
-                reading.add(asyncio.create_task(step))
-                last = bucket is buckets[-1]
-                while reading:
-                    timeout = None if last else self.chain.block_seconds
-                    done, reading = await asyncio.wait(reading, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        try:
-                            return task.result()
-                        except (StorageError, Rejected) as error:
-                            self.complain(f"window {manifest.window}, uid {contribution.uid}: {error}")
-                    if not done:
-                        break
-        finally:
-            for task in reading:
-                task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
-        return None
+    async def payloads(self, manifest: Manifest) -> list[Payload]:
+        """All that a manifest names, in its order."""
+        return await self.fetcher.payloads(manifest)
 
     async def load(self) -> None:
         """Take over the newest checkpoint that the ledger confirms. The first one of a run lies where it was
         published."""
-        shapes = {p.name: p.shape for p in self.layout.parameters}
+        await self.fetcher.stop()
+        loader = Loader(self.run, self.layout, self.signed_manifest, self.complain, self.report)
         while True:
-            buckets = [(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
-            silent = 0
-            for owner, bucket in buckets:
-                try:
-                    checkpoint = await read_checkpoint(bucket, self.keys, window=None, shapes=shapes)
-                except StorageError as error:
-                    silent += isinstance(error, Unavailable)
-                    self.complain(f"checkpoint from {owner}: {error}")
-                    continue
-                if await self._take(checkpoint):
-                    return
-            # While no validator answers, the first state may be one from which there is no way on: what was sent since
-            # then is kept for a while only.
-            if self.parts.publisher is not None and (not buckets or silent < len(buckets)):
-                try:
-                    first = await read_checkpoint(self.parts.publisher, self.keys, window=None, shapes=shapes)
-                    if await self._take(first):
-                        return
-                except StorageError as error:
-                    self.complain(f"checkpoint from the run's publisher: {error}")
+            await self.ledger.begin(tick_seconds(self.chain))
+            last = self.latest_start(window_of((await self.chain.head()).number, self.run.time))
+            places = [Place(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
+            start = await loader.newest(places, self.parts.publisher, last, self.patience_seconds)
+            if start is not None:
+                break
             self.report("waiting for a checkpoint")
             await tick(self.chain)
-
-    async def _take(self, checkpoint: Checkpoint) -> bool:
-        """Adopt the checkpoint if its own bytes give the root that the run or the ledger names for its window."""
-        window, first = checkpoint.window, self.run.time.first_window
-        if window > max(first, window_of((await self.chain.head()).number, self.run.time)):
-            self.complain(f"checkpoint {window} is of a window that has not begun")
-            return False
-        theta = empty_flat(self.layout.size)
-        for name, view in self.layout.tensors(theta).items():
-            view[...] = checkpoint.tensors[name]
-        root = await asyncio.to_thread(state_root, theta)
-        before = [await self.signed_manifest(number) for number in (window - 2, window - 1) if number >= first]
-        if window == first:
-            expected: str | None = self.run.genesis_root
-        else:
-            entry = await self.signed_manifest(window)
-            expected = entry.root if entry else None
-        if root != expected or None in before:
-            self.complain(f"checkpoint {window} has root {root}, the ledger says {expected}")
-            return False
-        self.state = State(self.layout, theta, window, FIRST_PREVIOUS)
-        bind(self.model, theta)
-        self.roots, self.lists = {root: window}, {}
-        for manifest in before:
-            assert manifest is not None
+        self.state = State(self.layout, start.theta, start.window, FIRST_PREVIOUS)
+        bind(self.model, start.theta)
+        self.roots, self.lists = {start.root: start.window}, {}
+        for manifest in start.before:
             self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
             self.state.previous = manifest.digest()
             self.roots.setdefault(manifest.root, manifest.window)
-        self.report(f"loaded checkpoint {window}")
-        return True
+        self.ledger.roots[self.state.previous] = start.root
+        self.report(f"loaded checkpoint {start.window}")
 
     def _enter(self, manifest: Manifest) -> None:
         """Book-keeping after the state moved to a new window."""
         self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
         self.lists = {w: lists for w, lists in self.lists.items() if w >= self.state.window}
         # A window without contributions leaves θ as it was; its root then stands for the newer window.
-        self.roots[self.state.root()] = self.state.window
+        root = self.state.root()
+        self.roots[root] = self.state.window
+        self.ledger.roots[self.state.previous] = root
+        self.ledger.forget(self.state.window)
         self.roots = dict(sorted(self.roots.items(), key=lambda item: item[1])[-_RECENT_ROOTS:])
         self._doubted = {window for window in self._doubted if window >= self.state.window}
         self._complaints.clear()
@@ -408,11 +369,12 @@ class Node:
 
     async def tidy(self, number: int) -> None:
         """Sweep what retention no longer keeps after window `number`: everything older than the oldest checkpoint
-        that somebody may start from."""
-        every, keep = self.run.checkpoints.every_windows, self.run.checkpoints.keep
-        before = max(0, number - every * keep)
+        that somebody may start from. Who has to leave a branch starts from one at or before the final manifest."""
+        every, keep, first = self.run.checkpoints.every_windows, self.run.checkpoints.keep, self.run.time.first_window
+        needed = first + max(0, self.ledger.final_window - first) // every * every
+        before = max(0, min(number - every * keep, needed))
         try:
-            await sweep(self.parts.bucket, self.keys, before_window=before, keep_checkpoints=keep)
+            await sweep(self.parts.bucket, self.keys, before_window=before, keep_checkpoints=keep, needed_window=needed)
         except StorageError as error:  # what stays costs room, not the window
             self.complain(f"old objects stay in the own bucket: {error}")
 
@@ -422,6 +384,18 @@ class Node:
             log.info("window %d: %s", self.state.window, activity)
         self._activity, self._since = activity, time.time()
         self._loss = self._loss if loss is None else loss
+        self._write_status()
+
+    def _show_ledger(self) -> None:
+        """Write the status anew if what it says of the ledger has changed."""
+        ledger = self.ledger
+        shown = (ledger.final_window, ledger.head, ledger.support, ledger.leader, len(ledger.evidence))
+        if shown != self._shown:
+            self._shown = shown
+            self._write_status()
+
+    def _write_status(self) -> None:
+        ledger, first = self.ledger, self.run.time.first_window
         status = NodeStatus(
             name=self.parts.name,
             role=self.role,
@@ -429,10 +403,15 @@ class Node:
             hotkey=self.hotkey,
             pid=os.getpid(),
             window=self.state.window,
-            activity=activity,
+            activity=self._activity,
             since=self._since,
             roots={window: root for root, window in self.roots.items()},
             loss=self._loss,
+            final=ledger.final_window if ledger.final_window >= first else None,
+            head_window=ledger.head_window if ledger.head_window >= first else None,
+            attesting=ledger.support,
+            leader=ledger.leader,
+            evidence=[evidence.sentence() for evidence in ledger.evidence.values()],
         )
         try:
             write_status(self.parts.folder, status)

@@ -21,7 +21,7 @@ from protocol.sealing import SEAL_LIMIT_BYTES, Reveal, Seal, SealedShard
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload, read_payload, shard_sizes, split
 from storage.bucket import Bucket
-from storage.errors import SealError, StorageError, TooLarge
+from storage.errors import NotFound, SealError, StorageError, TooLarge
 from storage.keys import Keys
 from storage.seal import SEAL_OVERHEAD_BYTES, associated_data, decrypt_shard, encrypt_shard
 
@@ -35,6 +35,14 @@ class Peer:
     uid: int
     hotkey: str
     location: bytes = field(repr=False)  # it holds a read key, which no log needs
+    bucket: Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A bucket and what to call it."""
+
+    name: str
     bucket: Bucket
 
 
@@ -131,10 +139,14 @@ class Reader:
     async def contribution(self, bucket: Bucket, window: int, named: Contribution) -> Payload:
         """The payload a manifest names, from memory or from `bucket`; raises `StorageError` or `Rejected` if it
         is not there."""
-        if (named.hotkey, named.payload_digest) in self._opened:
-            return self._opened[named.hotkey, named.payload_digest]
+        if (payload := self.opened(named)) is not None:
+            return payload
         sealed = await self.read_shards(bucket, window, named.hotkey, named.shards)
         return await self.open(window, named.hotkey, bytes.fromhex(named.key), sealed, named.payload_digest)
+
+    def opened(self, named: Contribution) -> Payload | None:
+        """The payload a manifest names, if it is in memory."""
+        return self._opened.get((named.hotkey, named.payload_digest))
 
 
 class Exchange(Reader):
@@ -185,6 +197,17 @@ class Exchange(Reader):
         """Keep a copy of another peer's sealed shards in the own bucket, so that its owner can vanish, and of its seal,
         so that it cannot say later that it sealed something else, or nothing."""
         for index, shard in enumerate(seal.shards):
-            data = await asyncio.to_thread(self._spool.read, self._spool.path(shard))
-            await self.bucket.put(self.keys.shard(seal.window, seal.signer, index), data)
+            await self._mirror_shard(seal.window, seal.signer, index, shard)
         await self.bucket.put(self.keys.seal(seal.window, seal.signer), seal.canonical())
+
+    async def mirror_shards(self, window: int, hotkey: str, shards: Sequence[SealedShard]) -> None:
+        """Keep a copy of sealed shards that were fetched in the own bucket, unless there is one."""
+        for index, shard in enumerate(shards):
+            try:
+                await self.bucket.head(self.keys.shard(window, hotkey, index))
+            except NotFound:
+                await self._mirror_shard(window, hotkey, index, shard)
+
+    async def _mirror_shard(self, window: int, hotkey: str, index: int, shard: SealedShard) -> None:
+        data = await asyncio.to_thread(self._spool.read, self._spool.path(shard))
+        await self.bucket.put(self.keys.shard(window, hotkey, index), data)

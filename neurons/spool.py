@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from blake3 import blake3
+
 from protocol.errors import Reason, Rejected
 from protocol.sealing import SealedShard
 from storage.bucket import Bucket
-from storage.errors import DiskUnusable, WrongSize
+from storage.errors import DamagedFile, DiskUnusable, WrongSize
 from storage.large import digest_of_file, download
 
 
@@ -44,19 +46,29 @@ class Spool:
         return path
 
     def read(self, path: Path) -> bytes:
-        """What a fetched file holds. Raises `DiskUnusable`."""
+        """What a fetched file holds. Raises `DiskUnusable`; `DamagedFile` when it is not what was fetched any more, and
+        then it is gone, to be fetched again: no peer is to blame for this disk."""
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise DiskUnusable(f"{path} cannot be read: {error.strerror}") from error
+        if blake3(data).hexdigest() != path.name:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise DamagedFile(f"{path} was damaged on this machine's disk and is fetched again")
+        return data
 
     def clear(self, keep: Collection[SealedShard] = ()) -> None:
         """Drop everything but these shards, and make room for the next window's. Raises `DiskUnusable`."""
-        names = {shard.digest for shard in keep}
+        # What is still on its way has a name that begins with the digest.
+        self._drop(keep, lambda name: name.removeprefix("~").partition(".")[0])
+
+    def _drop(self, keep: Collection[SealedShard], digest_of_name: Callable[[str], str]) -> None:
+        digests = {shard.digest for shard in keep}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.iterdir():
-                if path.name not in names:
+                if digest_of_name(path.name) not in digests:
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise DiskUnusable(f"{self.folder} cannot be made or emptied: {error.strerror}") from error
@@ -64,7 +76,7 @@ class Spool:
     def recover(self, keep: Collection[SealedShard]) -> None:
         """As `clear`, of what a process before this one left, which after a power cut may be broken: that goes too.
         Reads all that is kept. Raises `DiskUnusable`."""
-        self.clear(keep)
+        self._drop(keep, lambda name: name)
         for shard in keep:
             path = self.path(shard)
             if path.exists() and digest_of_file(path) != shard.digest:

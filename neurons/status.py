@@ -15,7 +15,12 @@ STATUS_FILE = "status.json"
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
     """One neuron now. `since` is in Unix seconds; `roots` maps the latest windows to the root of θ before them;
-    `loss` is the latest training loss of a miner in nats."""
+    `loss` is the latest training loss of a miner in nats.
+
+    Of the ledger: `final` is the window of the newest manifest that can no longer change, None before there is one;
+    `head_window` that of the newest one that this neuron follows, and `attesting` the share of all stake that stands
+    for it, in [0, 1]; `leader` is the hotkey that may write the manifest of the window that the chain is in first;
+    `evidence` has a sentence for each validator that has signed what contradicts itself."""
 
     name: str
     role: str
@@ -27,6 +32,11 @@ class NodeStatus:
     since: float
     roots: dict[int, str] = field(default_factory=dict)
     loss: float | None = None
+    final: int | None = None
+    head_window: int | None = None
+    attesting: float = 0.0
+    leader: str | None = None
+    evidence: list[str] = field(default_factory=list)
 
 
 def write_status(folder: Path, status: NodeStatus) -> None:

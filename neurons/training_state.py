@@ -12,7 +12,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from neurons.durable import replaced
+from neurons.durable import replaced, set_aside
 from storage.errors import DiskUnusable
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def write(path: Path, run_digest: str, state: TrainingState) -> None:
 
 
 def read(path: Path, run_digest: str) -> TrainingState | None:
-    """What `write` wrote for this run; None when nothing is there, or, with a warning, when it is damaged."""
+    """What `write` wrote for this run; None when nothing is there, or, with a warning, when it is damaged, and then it
+    is set aside."""
     if not path.exists():
         return None
     try:
@@ -54,10 +55,10 @@ def read(path: Path, run_digest: str) -> TrainingState | None:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        log.warning("%s cannot be read and is left aside: %s", path, error)
+        log.warning("%s cannot be read and is kept as %s: %s", path, set_aside(path).name, error)
         return None
     if metadata.pop("digest", "") != _digest(metadata, tensors) or _ERROR_FEEDBACK not in tensors:
-        log.warning("%s is damaged and is left aside: its digest does not hold", path)
+        log.warning("%s is damaged and is kept as %s: its digest does not hold", path, set_aside(path).name)
         return None
     if metadata["run"] != run_digest:
         return None

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +20,8 @@ from neurons.judge import Judge
 from neurons.node import Node, Parts
 from neurons.pace import Budget, Pace, tempered
 from neurons.rounds import Peer
-from protocol.errors import ChainError, DocumentError, Reason, Rejected
+from neurons.voting import Voter
+from protocol.errors import ChainError, DocumentError, LedgerError, Reason, Rejected
 from protocol.gauntlet.checks import find_copies, find_outsized
 from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.history import events_of
@@ -69,6 +71,9 @@ class Validator(Node):
         self.journal = read_journal(parts.folder, self.run.digest())
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
+        self.voter = Voter(self.ledger, parts.hotkey, parts.bucket, parts.folder, self.complain)
+        self._proofs: dict[str, asyncio.Task[None]] = {}
+        """By digest, the manifests whose payloads are being read and mirrored, or are."""
         self.pace = Pace()
         """How fast this machine judged in earlier windows."""
         self.closing_seconds: float | None = None
@@ -81,8 +86,12 @@ class Validator(Node):
         try:
             await self.collect(window, found)
             manifest = await self.agree(window, found)
+            if number < self.memory.book.window:  # judged already, on a branch of the ledger that was left
+                await self.apply(manifest)
+                return
             await self.checkpoint(number)
             findings = await self.judge(window, found, manifest)
+            manifest = self.settled(manifest)
         finally:
             await found.stop_reading()
         judged = asyncio.get_running_loop().time()
@@ -163,30 +172,45 @@ class Validator(Node):
             self._keep_journal(found)
 
     async def agree(self, window: Window, found: Round) -> Manifest:
-        """The manifest of this window: another validator's if there is one, else the own one as soon as the own
-        rank allows it."""
+        """The manifest of this window: another validator's if there is one whose payloads can be had, else the own one
+        as soon as the own rank allows it."""
         while True:
-            manifest = await self.find_manifest(window.number)
-            if manifest is None:
-                turn = await self.turn(window, found)
-                if turn is not None and (await self.chain.head()).number >= turn:
-                    manifest = await self.lead(window, found)
-                else:
-                    self.report(f"waiting for manifest {window.number}")
-                    await tick(self.chain)
-                    continue
-            await self._keep(manifest)
-            return manifest
+            manifest = self.known_manifest(window.number)
+            if manifest is not None and await self.proven(manifest, tick_seconds(self.chain)):
+                await self._keep(manifest)
+                return manifest
+            turn = await self.turn(window, found)
+            if turn is not None and (await self.chain.head()).number >= turn and not self.ledger.is_behind():
+                return await self._lead(window, found)
+            self.report(f"waiting for manifest {window.number}")
+            await tick(self.chain)
+
+    async def _lead(self, window: Window, found: Round) -> Manifest:
+        """The own manifest, the one that was signed before if there is one, known to everybody."""
+        manifest = self.voter.signed(window.number, self.state.previous)
+        if manifest is None:
+            manifest = await self.lead(window, found)
+            self.voter.pledge(manifest)
+        await self._keep(manifest)
+        with suppress(LedgerError, DocumentError):  # whoever signs what is none will see it refused by the others
+            await self.ledger.admit(manifest)
+        return manifest
+
+    def settled(self, manifest: Manifest) -> Manifest:
+        """The manifest that the ledger has come to for this window, while the payloads were judged. Raises
+        `Overtaken`."""
+        found = self.known_manifest(manifest.window)
+        return manifest if found is None or not self._is_proven(found) else found
 
     async def turn(self, window: Window, found: Round) -> int | None:
         """First block at which this validator publishes a manifest, None if it never may. One that saw nothing of the
         window would name nobody, and lets the next ones by stake go first, if there are any."""
-        order = [validator.hotkey for validator in await self.validators()]
-        if self.hotkey not in order:
+        electorate = await self.ledger.electorates.of(window.number)
+        rank = electorate.rank_of(self.hotkey)
+        if rank is None:
             return None
-        rank = order.index(self.hotkey)
-        behind = len(order) - 1 - rank
-        if found.blind and behind:
+        behind = len(electorate.members) - 1 - rank
+        if found.blind and behind and self.voter.signed(window.number, self.state.previous) is None:
             rank += min(behind, _STAND_INS) + 1
         return failover_block(window.number, rank, self.run.time)
 
@@ -391,12 +415,67 @@ class Validator(Node):
         await found.look_for_late_seals(self.chain.block_seconds)
 
     async def _keep(self, manifest: Manifest) -> None:
-        """Every validator holds the whole ledger. A manifest is never replaced."""
-        try:
-            await self.parts.bucket.put_if_absent(self.keys.manifest(manifest.window), manifest.canonical())
-        except AlreadyExists:
-            return
+        """Every validator holds the whole ledger, as it follows it."""
+        await self._mirror(manifest)
+        await self.parts.bucket.put(self.keys.manifest(manifest.window), manifest.canonical())
         await self.parts.bucket.put(self.keys.ledger_head(), self.keys.manifest(manifest.window).encode())
+
+    async def _mirror(self, manifest: Manifest) -> None:
+        with suppress(AlreadyExists):
+            key = self.keys.manifest_of(manifest.window, manifest.digest())
+            await self.parts.bucket.put_if_absent(key, manifest.canonical())
+
+    # --- beside the window ------------------------------------------------------------------------------------
+
+    async def take_part(self) -> None:
+        """Prove what is not final yet, and vote."""
+        wanted = [*self.ledger.open_path(), *(self.ledger.manifests[digest] for digest in self.ledger.voted())]
+        for manifest in wanted:
+            if manifest.window > self.ledger.final_window:
+                self._prove(manifest)
+        for digest in [digest for digest in self._proofs if digest not in self.ledger.manifests]:
+            self._proofs.pop(digest).cancel()
+        await self.voter.step({digest for digest in self._proofs if self._is_proven(self.ledger.manifests.get(digest))})
+
+    async def proven(self, manifest: Manifest, seconds: float) -> bool:
+        """Whether all that a manifest names can be had, and lies in the own bucket too. Waits for `seconds` at most."""
+        if (task := self._prove(manifest)) is not None:
+            await asyncio.wait({task}, timeout=seconds)
+        return self._is_proven(manifest)
+
+    def _is_proven(self, manifest: Manifest | None) -> bool:
+        task = None if manifest is None else self._proofs.get(manifest.digest())
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    def _prove(self, manifest: Manifest) -> asyncio.Task[None] | None:
+        """Begin to fetch and mirror what a manifest names, if this state can tell that its root is right."""
+        digest = manifest.digest()
+        task = self._proofs.get(digest)
+        failed = task is not None and task.done() and not self._is_proven(manifest)
+        if (task is None or failed) and self.ledger.roots.get(manifest.previous) == manifest.root:
+            task = self._proofs[digest] = asyncio.create_task(self._mirror_all(manifest))
+        return task
+
+    async def _mirror_all(self, manifest: Manifest) -> None:
+        try:
+            await self.payloads(manifest)
+            for named in manifest.contributions:
+                await self.exchange.mirror_shards(manifest.window, named.hotkey, named.shards)
+            await self._mirror(manifest)
+        except (StorageError, Rejected) as error:
+            self.complain(f"manifest {manifest.window} cannot be attested: {error}")
+            raise
+
+    async def leave(self) -> None:
+        """As for every node, and the proofs."""
+        await super().leave()
+        for task in self._proofs.values():
+            task.cancel()
+        await asyncio.gather(*self._proofs.values(), return_exceptions=True)
+
+    def latest_start(self, head: int) -> int:
+        """Who votes must have gone the whole way from what is final."""
+        return min(head, self.ledger.final_window + 1)
 
     def _outcomes(self, found: Round) -> list[Outcome]:
         """One outcome per peer that takes part. A neuron that has never sealed anything is no miner; it is left

@@ -1,59 +1,58 @@
 """Checkpoints of the state: safetensors shards, an index, and a pointer that is written last (protocol §15).
 
-Who reads a checkpoint from another peer must compare its `root`, and the state root of its tensors, with the
-ledger: that is the protocol room's work. Here is checked that the objects are whole, belong together and hold
-exactly the tensors asked for.
+The bytes of all tensors, one after the other, are cut into *leaves*, and the index holds the digest of each: so a
+reader can check what it has of a checkpoint while the rest still comes, and take each leaf from another bucket. Who
+reads a checkpoint from a peer must compare what its leaves give with the ledger: that is the protocol room's work. Here
+is checked that the objects belong together and hold exactly the tensors asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
 from storage.bucket import Bucket
 from storage.documents import Digest, StoredDocument, digest_of
-from storage.errors import CheckpointError, NotFound, TooLarge
+from storage.errors import CheckpointError, NotFound, TooLarge, WrongSize
 from storage.keys import WINDOW_LIMIT, Keys
 
 INDEX_NAME = "index.json"
 INDEX_LIMIT_BYTES = 4 << 20
 POINTER_LIMIT_BYTES = 4 << 10
-SHARD_HEADER_LIMIT_BYTES = 1 << 20
-"""What a shard may have beyond its tensors' bytes."""
+LEAF_BYTES = 16 << 20
 
 _FLOAT_BYTES = 4
-# The library leaves this function untyped.
-_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = deserialize
 
 Window = Annotated[int, Field(ge=0, lt=WINDOW_LIMIT)]
 
 
 class CheckpointShard(StoredDocument):
-    """One safetensors object: its name, size, BLAKE3, and the tensors in it."""
+    """One safetensors object: its name, size, and the tensors in it, in the order in which they lie there."""
 
     name: str
     size_bytes: Annotated[int, Field(ge=0)]
-    digest: Digest
     tensors: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class CheckpointIndex(StoredDocument):
     """All of `index.json`. `run` is the first 16 digits of the run digest, as in every key; `root` is the state root
-    that the tensors should have."""
+    that the tensors should have; `leaves` is the BLAKE3 of every `leaf_bytes` of them, the last may be shorter."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     run: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     window: Window
     root: Digest
+    leaf_bytes: Annotated[int, Field(ge=1)]
+    leaves: tuple[Digest, ...]
     shards: tuple[CheckpointShard, ...]
 
 
@@ -66,13 +65,68 @@ class CheckpointPointer(StoredDocument):
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The state at the start of `window`. `root` is what the checkpoint claims, not yet compared with the ledger;
-    `tensors` are fp32 arrays that the caller owns, in the order of the shapes asked for."""
+class _Part:
+    """A shard in its bucket: `header` is what it begins with, then come bytes `begin` to `end` of the state."""
 
-    window: int
-    root: str
-    tensors: dict[str, NDArray[np.float32]]
+    key: str
+    header: bytes
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state at the start of `index.window` as it lies in a bucket. Its index is read and adds up; that its root is
+    the ledger's is not known, nor what its leaves are."""
+
+    bucket: Bucket
+    index: CheckpointIndex
+    size_bytes: int
+    _parts: tuple[_Part, ...] = field(repr=False)
+
+    def extent(self, leaf: int) -> tuple[int, int]:
+        """Where in the bytes of the state a leaf begins and ends."""
+        start = leaf * self.index.leaf_bytes
+        return start, min(start + self.index.leaf_bytes, self.size_bytes)
+
+    async def read_leaf(self, leaf: int) -> bytes:
+        """The bytes of a leaf, once they have the digest that the index names. Raises `CheckpointError` for what is
+        not what the index says, and what the bucket raises."""
+        start, end = self.extent(leaf)
+        parts = [part for part in self._parts if part.begin < end and start < part.end]
+        read = [await self._read(part, max(start, part.begin), min(end, part.end)) for part in parts]
+        data, digest = await asyncio.to_thread(_joined, read)
+        if digest != self.index.leaves[leaf]:
+            keys = ", ".join(part.key for part in parts)
+            raise CheckpointError(f"leaf {leaf}, in {keys}, does not have the digest that {INDEX_NAME} names")
+        return data
+
+    async def _read(self, part: _Part, begin: int, end: int) -> memoryview:
+        """Bytes `begin` to `end` of the state, which lie in `part`. Its header is read along with what follows it."""
+        skipped = len(part.header) if begin == part.begin else 0
+        start = len(part.header) + begin - part.begin - skipped
+        memory = _Memory(skipped + end - begin)
+        size = len(part.header) + part.end - part.begin
+        try:
+            await self.bucket.copy_range(part.key, start, len(memory.data), memory, size_bytes=size)
+        except NotFound as error:
+            raise CheckpointError(f"the checkpoint is incomplete: {part.key} is missing") from error
+        except WrongSize as error:
+            raise CheckpointError(str(error)) from error
+        if memory.data[:skipped] != part.header[:skipped]:
+            raise CheckpointError(f"{part.key} does not begin as a safetensors file of its tensors does")
+        return memoryview(memory.data)[skipped:]
+
+
+class _Memory:
+    """A `Writer` that holds what it is given."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.data = bytearray(size_bytes)
+
+    async def write(self, at: int, piece: bytes) -> None:
+        """See `Writer.write`."""
+        self.data[at : at + len(piece)] = piece
 
 
 async def latest_window(bucket: Bucket, keys: Keys) -> int | None:
@@ -103,6 +157,7 @@ async def write_checkpoint(
     root: str,
     tensors: Mapping[str, NDArray[np.float32]],
     shard_bytes: int = 1 << 30,
+    leaf_bytes: int = LEAF_BYTES,
 ) -> None:
     """Store `tensors` (fp32), the state at the start of `window` with state root `root` (64 hexadecimal digits), in
     shards of about `shard_bytes`; a tensor is never cut. `CheckpointError` when a tensor is not fp32.
@@ -116,34 +171,33 @@ async def write_checkpoint(
     groups = list(_groups({name: tensor.nbytes for name, tensor in tensors.items()}, shard_bytes))
     await _step_back(bucket, keys, window)
     await bucket.delete(keys.checkpoint(window, INDEX_NAME))  # an index is there only while its shards are
-    shards = []
+    shards, leaves = [], _Leaves(leaf_bytes)
     for number, names in enumerate(groups):
-        data, digest = await asyncio.to_thread(_pack, {name: tensors[name] for name in names})
-        shards.append(CheckpointShard(name=_shard_name(number), size_bytes=len(data), digest=digest, tensors=names))
+        data = await asyncio.to_thread(_pack, {name: tensors[name] for name in names}, leaves)
+        shards.append(CheckpointShard(name=_shard_name(number), size_bytes=len(data), tensors=names))
         await bucket.put(keys.checkpoint(window, shards[-1].name), data)
-    index = CheckpointIndex(run=keys.run, window=window, root=root, shards=tuple(shards)).to_bytes()
+    index = CheckpointIndex(
+        run=keys.run, window=window, root=root, leaf_bytes=leaf_bytes, leaves=leaves.digests(), shards=tuple(shards)
+    ).to_bytes()
     await bucket.put(keys.checkpoint(window, INDEX_NAME), index)
     await _point(bucket, keys, window, index)
 
 
-async def read_checkpoint(
+async def open_checkpoint(
     bucket: Bucket, keys: Keys, *, window: int | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> Checkpoint:
-    """The checkpoint of `window`, or the newest for None. `shapes` names every expected tensor and its shape: all
-    size limits follow from it before a byte is requested.
+    """The checkpoint of `window`, or the newest for None. `shapes` names every expected tensor and its shape, in the
+    order of the state: the size of every object and the place of every byte follow from it.
 
-    Raises `NotFound` when there is no such checkpoint, and `CheckpointError` when it is incomplete, oversize, fails
-    a digest, or does not hold exactly these tensors in fp32. The caller compares the root with the ledger.
+    Raises `NotFound` when there is no such checkpoint, and `CheckpointError` when its index is missing, oversize, or
+    not one of exactly these tensors. The caller compares the root with the ledger.
     """
     index = await _read_index(bucket, keys, window)
-    _check_index(index, shapes)
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for shard in index.shards:
-        key = keys.checkpoint(index.window, shard.name)
-        data = await _get_listed(bucket, key, shard.size_bytes)
-        expected = {name: shapes[name] for name in shard.tensors}
-        tensors.update(await asyncio.to_thread(_unpack, key, data, shard.digest, expected))
-    return Checkpoint(index.window, index.root, {name: tensors[name] for name in shapes})
+    parts = tuple(_parts_of(keys, index, shapes))
+    size_bytes = parts[-1].end if parts else 0
+    if len(index.leaves) != -(-size_bytes // index.leaf_bytes):
+        raise CheckpointError(f"the checkpoint lists {len(index.leaves)} leaves for {size_bytes} bytes of tensors")
+    return Checkpoint(bucket, index, size_bytes, parts)
 
 
 def _shard_name(number: int) -> str:
@@ -164,9 +218,52 @@ def _groups(sizes: Mapping[str, int], shard_bytes: int) -> Iterator[tuple[str, .
         yield tuple(group)
 
 
-def _pack(tensors: Mapping[str, NDArray[np.float32]]) -> tuple[bytes, str]:
-    # safetensors writes an array's memory as it lies, so a transposed view would come out silently wrong.
-    data = save({name: np.asarray(tensor, dtype="<f4", order="C") for name, tensor in tensors.items()})
+def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """What a safetensors file of these fp32 tensors begins with. The library would put them in an order of its own;
+    with this one the bytes of the state lie in a row, and every reader knows them before it has read any."""
+    table, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + _FLOAT_BYTES * prod(shape)
+        table[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(table, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)  # so that the numbers after it are aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+class _Leaves:
+    """Digests of every `leaf_bytes` of what is added."""
+
+    def __init__(self, leaf_bytes: int) -> None:
+        self._leaf_bytes = leaf_bytes
+        self._hasher, self._hashed = blake3(), 0
+        self._whole: list[str] = []
+
+    def add(self, data: memoryview) -> None:
+        """Go on with these bytes."""
+        while data:
+            piece = data[: self._leaf_bytes - self._hashed]
+            self._hasher.update(piece)
+            self._hashed += len(piece)
+            data = data[len(piece) :]
+            if self._hashed == self._leaf_bytes:
+                self._whole.append(self._hasher.hexdigest())
+                self._hasher, self._hashed = blake3(), 0
+
+    def digests(self) -> tuple[str, ...]:
+        """Of all leaves; the last one is over when nothing more comes."""
+        return (*self._whole, self._hasher.hexdigest()) if self._hashed else tuple(self._whole)
+
+
+def _pack(tensors: Mapping[str, NDArray[np.float32]], leaves: _Leaves) -> bytes:
+    arrays = [np.ascontiguousarray(tensor, "<f4").reshape(-1).view(np.uint8).data for tensor in tensors.values()]
+    for array in arrays:
+        leaves.add(array)
+    return b"".join([_header({name: tensor.shape for name, tensor in tensors.items()}), *arrays])
+
+
+def _joined(parts: list[memoryview]) -> tuple[bytes, str]:
+    data = b"".join(parts)
     return data, digest_of(data)
 
 
@@ -214,35 +311,23 @@ async def _read_index(bucket: Bucket, keys: Keys, window: int | None) -> Checkpo
     return index
 
 
-def _check_index(index: CheckpointIndex, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _parts_of(keys: Keys, index: CheckpointIndex, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Part]:
+    """Where the bytes of the state lie; `CheckpointError` unless the shards hold these tensors in this order."""
     names: list[str] = []
     for number, shard in enumerate(index.shards):
         if shard.name != _shard_name(number):
             raise CheckpointError(f"shard {number} is named {shard.name!r}, it must be {_shard_name(number)}")
         names.extend(shard.tensors)
-    if sorted(names) != sorted(shapes):
+    if names != list(shapes):
         raise CheckpointError(f"the checkpoint lists {len(names)} tensors, not exactly the {len(shapes)} expected")
+    at = 0
     for shard in index.shards:
-        tensor_bytes = _FLOAT_BYTES * sum(prod(shapes[name]) for name in shard.tensors)
-        if not tensor_bytes <= shard.size_bytes <= tensor_bytes + SHARD_HEADER_LIMIT_BYTES:
-            raise CheckpointError(f"{shard.name} has {shard.size_bytes} bytes for {tensor_bytes} bytes of tensors")
-
-
-def _unpack(
-    key: str, data: bytes, digest: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, NDArray[np.float32]]:
-    if digest_of(data) != digest:
-        raise CheckpointError(f"{key} does not have the digest that {INDEX_NAME} names")
-    try:
-        found = dict(_deserialize(data))
-    except SafetensorError as error:
-        raise CheckpointError(f"{key} is not a safetensors file: {error}") from error
-    if found.keys() != shapes.keys():
-        raise CheckpointError(f"{key} does not hold exactly the tensors that {INDEX_NAME} lists")
-    for name, shape in shapes.items():
-        if found[name]["dtype"] != "F32" or tuple(found[name]["shape"]) != shape:
-            raise CheckpointError(f"{key}: tensor {name} is not float32 of shape {shape}")
-    return {name: np.frombuffer(found[name]["data"], "<f4").reshape(shape) for name, shape in shapes.items()}
+        header = _header({name: shapes[name] for name in shard.tensors})
+        end = at + _FLOAT_BYTES * sum(prod(shapes[name]) for name in shard.tensors)
+        if shard.size_bytes != len(header) + end - at:
+            raise CheckpointError(f"{shard.name} has {shard.size_bytes} bytes for {end - at} bytes of tensors")
+        yield _Part(keys.checkpoint(index.window, shard.name), header, at, end)
+        at = end
 
 
 async def _get(bucket: Bucket, key: str, limit_bytes: int) -> bytes:

@@ -43,6 +43,10 @@ class DiskUnusable(StorageError):
     """A file of this node's own cannot be written: its disk is full or read-only. No peer's fault."""
 
 
+class DamagedFile(DiskUnusable):
+    """A file of this node's own does not hold what was written into it."""
+
+
 class NotSupported(StorageError):
     """This kind of bucket cannot do what was asked of it, at no time and for nobody."""
 

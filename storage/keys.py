@@ -21,6 +21,7 @@ _RUN = re.compile(r"[0-9a-f]{16}")
 # Base58 has neither `/` nor `.`, so an address that passes is one plain part of a key.
 _HOTKEY = re.compile(r"[1-9A-HJ-NP-Za-km-z]{46,50}")
 _WINDOW = re.compile(r"[0-9]{8}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,30 @@ class Keys:
         return f"{self._of_peer(window, hotkey)}/key.json"
 
     def manifest(self, window: int) -> str:
-        """What was applied in `window` (§12)."""
+        """What was applied in `window` (§12): the manifest that the owner of the bucket follows."""
         return f"{self.run}/ledger/{_window(window)}.json"
+
+    def manifest_of(self, window: int, digest: str) -> str:
+        """The manifest with this digest, followed or not, as long as it may still matter."""
+        if not _DIGEST.fullmatch(digest):
+            raise BadKey(f"{digest!r} is no digest")
+        return f"{self.manifests_prefix()}{_window(window)}/{digest}.json"
+
+    def manifests_prefix(self) -> str:
+        """What the keys of all manifests by digest begin with."""
+        return f"{self.run}/manifests/"
+
+    def ballots(self) -> str:
+        """What a validator has signed and seen of the ballots that still matter (§12)."""
+        return f"{self.run}/ballots.json"
+
+    def evidence(self, window: int, hotkey: str, kind: str) -> str:
+        """Two documents of one key that contradict each other. `kind` is one plain word."""
+        if not is_hotkey(hotkey):
+            raise BadKey(f"{hotkey!r} is not an ss58 address")
+        key = f"{self.run}/evidence/{_window(window)}/{hotkey}-{kind}.json"
+        check_key(key)
+        return key
 
     def ledger_head(self) -> str:
         """Pointer to the newest manifest."""
@@ -91,6 +114,10 @@ class Keys:
     def window_of(self, key: str) -> int | None:
         """The window of a seal, shard or reveal of this run; None for every other key, the ledger's too."""
         return _window_after(f"{self.run}/", key)
+
+    def manifest_window_of(self, key: str) -> int | None:
+        """The window of a manifest by digest; None for every other key."""
+        return _window_after(self.manifests_prefix(), key)
 
     def checkpoint_window_of(self, key: str) -> int | None:
         """The window of a checkpoint's object; None for every other key, the pointer's too."""

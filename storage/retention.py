@@ -12,19 +12,21 @@ UNFINISHED_SECONDS = 86_400.0
 """After which an upload in parts is taken for one that nobody goes on with."""
 
 
-async def sweep(bucket: Bucket, keys: Keys, *, before_window: int, keep_checkpoints: int) -> None:
-    """Delete the seals, shards and reveals of windows below `before_window`, and all checkpoints but the newest
-    `keep_checkpoints` (≥ 1, else `ValueError`). In an S3 store also what unfinished uploads left behind, which is in no
-    list and is paid for.
+async def sweep(
+    bucket: Bucket, keys: Keys, *, before_window: int, keep_checkpoints: int, needed_window: int | None = None
+) -> None:
+    """Delete the seals, shards, reveals and manifests by digest of windows below `before_window`, and all checkpoints
+    but the newest `keep_checkpoints` (≥ 1, else `ValueError`) and those from `needed_window` on. In an S3 store also
+    what unfinished uploads left behind, which is in no list and is paid for.
 
-    The ledger and the receipts are never touched: they are what an audit walks. A checkpoint counts once the
+    The ledger, the receipts and evidence are never touched: they are what an audit walks. A checkpoint counts once the
     pointer has reached it, so one being written is neither deleted nor a reason to delete its predecessor.
     Raises `Unavailable`, and `CheckpointError` when the pointer is malformed; running it again goes on.
     """
     if keep_checkpoints < 1:
         raise ValueError(f"keep_checkpoints must be at least 1, not {keep_checkpoints}")
     await _sweep_windows(bucket, keys, before_window)
-    await _sweep_checkpoints(bucket, keys, keep_checkpoints)
+    await _sweep_checkpoints(bucket, keys, keep_checkpoints, needed_window)
     if isinstance(bucket, S3Bucket):
         await bucket.abort_uploads(f"{keys.run}/", older_than_seconds=UNFINISHED_SECONDS)
 
@@ -47,17 +49,23 @@ async def _sweep_windows(bucket: Bucket, keys: Keys, before_window: int) -> None
             break
         if keys.window_of(info.key) is not None:
             await bucket.delete(info.key)
+    async for info in bucket.list(keys.manifests_prefix()):
+        window = keys.manifest_window_of(info.key)
+        if window is None or window >= before_window:
+            break
+        await bucket.delete(info.key)
 
 
-async def _sweep_checkpoints(bucket: Bucket, keys: Keys, keep_checkpoints: int) -> None:
+async def _sweep_checkpoints(bucket: Bucket, keys: Keys, keep_checkpoints: int, needed_window: int | None) -> None:
     latest = await latest_window(bucket, keys)
     if latest is None:
         return
+    limit = latest if needed_window is None else min(latest, needed_window)
     complete = await complete_windows(bucket, keys, before_window=latest)
     # One less: the one that the pointer names is kept in any case.
     kept = complete[len(complete) - min(keep_checkpoints - 1, len(complete)) :]
     # Ascending keys: an index goes before its shards, so what is left midway is seen to be incomplete.
     async for info in bucket.list(keys.checkpoint_prefix()):
         window = keys.checkpoint_window_of(info.key)
-        if window is not None and window < latest and window not in kept:
+        if window is not None and window < limit and window not in kept:
             await bucket.delete(info.key)

@@ -35,7 +35,7 @@ class Noise(Zeros):
     async def apply(self, manifest: Manifest) -> None:
         """As for every node; looks at what the first contribution weighs."""
         if manifest.contributions:
-            self.norms = (await self._contribution(manifest, manifest.contributions[0])).update.norms
+            self.norms = (await self.fetcher.payload(manifest.window, manifest.contributions[0])).update.norms
         await super().apply(manifest)
 
     def pretence(self, window: Window) -> np.ndarray:

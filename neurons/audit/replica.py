@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from neurons.audit.report import WindowReport
 from neurons.documents import Documents, Source
+from neurons.loading import read_state
 from neurons.onlooker import Onlooker
-from neurons.rounds import Peer, Reader
+from neurons.rounds import Peer, Place, Reader
 from neurons.spool import Spool
-from neurons.training.model import bind, build_model, empty_flat, parameter_shapes
+from neurons.training.model import bind, build_model, parameter_shapes
 from protocol.errors import Rejected
 from protocol.gauntlet.checks import check_reveal
 from protocol.gauntlet.receipts import Receipt
@@ -22,20 +22,11 @@ from protocol.ledger.state import State
 from protocol.sealing import SEAL_LIMIT_BYTES
 from protocol.sparseloco.layout import Layout
 from protocol.sparseloco.payload import Payload
-from storage.bucket import Bucket
-from storage.checkpoint import complete_windows, read_checkpoint
+from storage.checkpoint import complete_windows
 from storage.errors import NotFound, StorageError
 from storage.keys import WINDOW_LIMIT
 
 _OWN = "its own bucket"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A bucket and what to call it."""
-
-    name: str
-    bucket: Bucket
 
 
 class Replica:
@@ -67,19 +58,11 @@ class Replica:
 
     async def take(self, window: int, place: Place, root: str, previous: str) -> str | None:
         """Adopt the checkpoint of `window` in `place` if its bytes have this root; else returns why not."""
-        shapes = {p.name: p.shape for p in self.layout.parameters}
-        try:
-            checkpoint = await read_checkpoint(place.bucket, self.documents.keys, window=window, shapes=shapes)
-        except StorageError as error:
-            return f"its checkpoint at {place.name} cannot be read: {error}"
-        theta = empty_flat(self.layout.size)
-        for name, view in self.layout.tensors(theta).items():
-            view[...] = checkpoint.tensors[name]
-        state = State(self.layout, theta, window, previous)
-        found = await asyncio.to_thread(state.root)
-        if found != root:
-            return f"its checkpoint at {place.name} has root {found}, the ledger names {root}"
-        self.state = state
+        wrong: list[str] = []
+        theta = await read_state([place], self.documents.keys, self.layout, window, root, wrong.append)
+        if theta is None:
+            return "; ".join(wrong)
+        self.state = State(self.layout, theta, window, previous)
         bind(self.model, theta)
         return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neurons.audit.replica import Place, Replica
+from neurons.audit.replica import Replica
 from neurons.audit.report import Report, WindowReport
 from neurons.audit.scores import (
     compare_judgements,
@@ -26,6 +26,7 @@ from neurons.judge import Judge
 from neurons.leaderboard.words import short
 from neurons.onlooker import Onlooker
 from neurons.pace import Budget
+from neurons.rounds import Place
 from protocol.assignment import Assignment
 from protocol.errors import ChainError, ChainUnreachable, DocumentError, LedgerError
 from protocol.gauntlet.evaluation import bounded_losses

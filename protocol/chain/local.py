@@ -47,7 +47,7 @@ __all__ = ["LocalChain", "LocalChainConfig"]
 SEED_BYTES = 32
 
 _APPLICATION_ID = 0x57494E44  # "WIND": tells a chain from any other SQLite file
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _BUSY_SECONDS = 10.0
 
 
@@ -129,6 +129,8 @@ class LocalChain:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             row = connection.execute("SELECT number, timestamp FROM blocks ORDER BY number DESC LIMIT 1").fetchone()
             number, timestamp = (0, timestamp) if row is None else (row[0] + 1, max(row[1], timestamp))
+            if row is not None:
+                runtime.keep_neurons(connection, self._config, row[0])
             connection.execute("INSERT INTO blocks (number, timestamp) VALUES (?, ?)", (number, timestamp))
             if number > 0 and number % self._config.tempo_blocks == 0:
                 runtime.run_epoch(connection, self._config)
@@ -169,6 +171,17 @@ class LocalChain:
         """All registered neurons in ascending uid. `emission` is what the last epoch paid, in TAO."""
         with self._transaction("BEGIN") as connection:
             return runtime.neurons(connection, self._config)
+
+    async def neurons_at(self, number: int) -> tuple[Neuron, ...]:
+        """All that were registered at the end of block `number`, in ascending uid: the newest block has not ended.
+        `ChainError` when it is not there yet, `Pruned` when it is some hundred blocks old."""
+        with self._transaction("BEGIN") as connection:
+            head = _head(connection)
+            if number > head:
+                raise ChainError(f"block {number} is not there yet; wait until the head has passed it")
+            if number == head:
+                return runtime.neurons(connection, self._config)
+            return runtime.neurons_at(connection, number)
 
     async def commitments(self) -> dict[str, bytes]:
         """The newest commitment of every registered hotkey that has one, by ss58 address."""

@@ -60,6 +60,10 @@ class Chain(Protocol):
     async def neurons(self) -> tuple[Neuron, ...]:
         """All registered neurons in ascending uid."""
 
+    async def neurons_at(self, number: int) -> tuple[Neuron, ...]:
+        """All that were registered in block `number`, in ascending uid; `ChainError` when that block is not there yet,
+        `Pruned` when it is older than what the chain's node keeps."""
+
     async def commitments(self) -> dict[str, bytes]:
         """The newest commitment of every registered hotkey that has one, by ss58 address."""
 

@@ -15,8 +15,9 @@ are Bittensor's, simplified where a subnet on one machine gains nothing:
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -42,6 +43,7 @@ from protocol.errors import (
     InsufficientBalance,
     NoPermit,
     NotRegistered,
+    Pruned,
     RateLimited,
     SubnetFull,
 )
@@ -73,7 +75,11 @@ CREATE TABLE bonds (
     value REAL NOT NULL, PRIMARY KEY (validator, target)
 ) WITHOUT ROWID;
 CREATE INDEX bonds_by_target ON bonds (target);
+CREATE TABLE past_neurons (block INTEGER PRIMARY KEY, neurons TEXT NOT NULL);
 """
+
+_KEPT_BLOCKS = 512
+"""For how many blocks it can be asked who was registered. A node of Bittensor keeps about 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,27 @@ def neurons(connection: sqlite3.Connection, config: LocalChainConfig) -> tuple[N
         )
         for uid, hotkey, coldkey, stake_rao, incentive, dividends, emission_rao, updated, registered_at in rows
     )
+
+
+def keep_neurons(connection: sqlite3.Connection, config: LocalChainConfig, number: int) -> None:
+    """Keep who is registered at the end of block `number`, the newest one, unless nothing has changed since the last
+    block that was kept; and drop what nobody may ask for any more."""
+    now = json.dumps([astuple(neuron) for neuron in neurons(connection, config)])
+    last = connection.execute("SELECT neurons FROM past_neurons ORDER BY block DESC LIMIT 1").fetchone()
+    if last is None or last[0] != now:
+        connection.execute("INSERT INTO past_neurons (block, neurons) VALUES (?, ?)", (number, now))
+    oldest = connection.execute("SELECT MAX(block) FROM past_neurons WHERE block <= ?", (number - _KEPT_BLOCKS,))
+    connection.execute("DELETE FROM past_neurons WHERE block < ?", (oldest.fetchone()[0] or 0,))
+
+
+def neurons_at(connection: sqlite3.Connection, number: int) -> tuple[Neuron, ...]:
+    """All neurons at the end of block `number`, which is not the newest one. Raises `Pruned`."""
+    row = connection.execute(
+        "SELECT neurons FROM past_neurons WHERE block <= ? ORDER BY block DESC LIMIT 1", (number,)
+    ).fetchone()
+    if row is None:
+        raise Pruned(f"this chain no longer tells who was registered in block {number}: it keeps {_KEPT_BLOCKS} blocks")
+    return tuple(Neuron(*fields) for fields in json.loads(row[0]))
 
 
 def apply(connection: sqlite3.Connection, config: LocalChainConfig, head: int, signer: str, call: Call) -> int:

@@ -106,6 +106,11 @@ class SubtensorChain:
         """All registered neurons in ascending uid, at the head."""
         return (await self._at_head()).neurons
 
+    async def neurons_at(self, number: int) -> tuple[Neuron, ...]:
+        """All that were registered in block `number`, in ascending uid; raises as `block` does."""
+        block = await self._heads.block(number)
+        return await self._read_neurons(f"0x{block.hash.hex()}")
+
     async def commitments(self) -> dict[str, bytes]:
         """The newest commitment of every registered hotkey that has one, by ss58 address.
 

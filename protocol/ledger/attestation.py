@@ -9,10 +9,13 @@ from typing import Annotated
 from pydantic import Field
 
 from protocol.errors import LedgerError
-from protocol.identity import Digest, SignedDocument
+from protocol.identity import Digest, Document, SignedDocument
 from protocol.ledger.ballot import Ballot, is_ballot
 from protocol.run import Run
 from protocol.window import WindowNumber
+
+BALLOTS_LIMIT_BYTES = 2**20
+"""Largest ballots.json: two thousand votes, and some more."""
 
 
 class Step(StrEnum):
@@ -49,6 +52,14 @@ class Attestation(SignedDocument):
     def vote(self) -> Vote:
         """The vote, which counts if `check_attestation` finds nothing."""
         return Vote(Ballot(self.window, self.round), self.step, self.signer, self.head)
+
+
+class Ballots(Document):
+    """What a validator publishes of the ballots that still matter: its own votes, and those of others that it has seen
+    (`relay`). Nobody signs the collection: each vote is signed."""
+
+    run_digest: Digest
+    votes: tuple[Attestation, ...]
 
 
 def check_attestation(attestation: Attestation, run: Run) -> None:

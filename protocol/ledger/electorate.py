@@ -25,6 +25,10 @@ class Electorate:
         """Stake of those of `hotkeys` that are members, each counted once, in rao."""
         return sum(stake for hotkey, stake in self.members if hotkey in hotkeys)
 
+    def rank_of(self, hotkey: str) -> int | None:
+        """Place in leader order, from 0; None for who is no member."""
+        return next((rank for rank, (member, _) in enumerate(self.members) if member == hotkey), None)
+
     def is_quorum(self, hotkeys: Collection[str]) -> bool:
         """Whether they have more than half of all stake, the absent included. A half is none: two halves can agree on
         different things."""

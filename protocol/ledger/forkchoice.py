@@ -115,7 +115,36 @@ def relay(view: View) -> frozenset[Vote]:
     return frozenset(kept)
 
 
-def _weights(view: View) -> dict[str, int]:
+def remembered(view: View) -> frozenset[Vote]:
+    """The votes that still matter, so that what a node holds and publishes does not grow while nothing becomes final:
+    all of the two newest ballots; the newest two quorums of each step and the one that made `final` so; and what each
+    validator attested in the last ballot in which it did."""
+    counted = [v for v in view.votes if v.ballot >= view.final.ballot]
+    recent = set(sorted({vote.ballot for vote in counted})[-2:])
+    kept = {(Step.CONFIRM, view.final)} | {(step, q) for step in Step for q in quorums(view, step)[-2:]}
+    last: dict[str, Ballot] = defaultdict(lambda: NO_BALLOT)
+    for vote in counted:
+        if vote.step is Step.ATTEST:
+            last[vote.signer] = max(last[vote.signer], vote.ballot)
+    return frozenset(
+        vote
+        for vote in counted
+        if vote.ballot in recent
+        or (vote.step, Quorum(vote.ballot, vote.head)) in kept
+        or (vote.step is Step.ATTEST and vote.ballot == last[vote.signer])
+    )
+
+
+def support(view: View, head: str) -> float:
+    """Share of all stake, in [0, 1], whose newest attestations are for `head` or what comes after it; by the newest
+    electorate in the view. For the screen: nothing is decided by it."""
+    if not view.electorates:
+        return 0.0
+    total = sum(stake for _, stake in view.electorates[max(view.electorates)].members)
+    return min(1.0, _weights(view)[head] / total) if total else 0.0
+
+
+def _weights(view: View) -> defaultdict[str, int]:
     """Stake behind each known manifest and all after it, in rao: each validator stands for what it attested in the last
     ballot in which it did, and for nothing if it attested two heads there."""
     newest: dict[str, tuple[Ballot, set[str]]] = {}
@@ -126,7 +155,7 @@ def _weights(view: View) -> dict[str, int]:
                 newest[vote.signer] = vote.ballot, {vote.head}
             elif vote.ballot == ballot:
                 heads.add(vote.head)
-    weights: dict[str, int] = defaultdict(int)
+    weights: defaultdict[str, int] = defaultdict(int)
     for signer, (ballot, heads) in newest.items():
         if len(heads) == 1:
             for digest in _upwards(view, *heads):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,13 @@ def leaf_digests(theta: npt.NDArray[np.float32]) -> tuple[bytes, ...]:
 
 
 def state_root(theta: npt.NDArray[np.float32]) -> str:
+    """The root of θ: that of its leaf digests."""
+    return root_of(leaf_digests(theta))
+
+
+def root_of(leaves: Sequence[bytes]) -> str:
     """The root: BLAKE3 in key-derivation mode over the leaf digests, so that no leaf can pass for a root."""
-    return blake3(b"".join(leaf_digests(theta)), derive_key_context=_ROOT_CONTEXT).hexdigest()
+    return blake3(b"".join(leaves), derive_key_context=_ROOT_CONTEXT).hexdigest()
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,7 @@ from neurons.training.model import build_model, parameter_shapes
 from protocol.chain.local import LocalChain
 from protocol.chain.port import Neuron
 from protocol.run import Run
-from storage.checkpoint import read_checkpoint
+from storage.checkpoint import open_checkpoint
 from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.keys import Keys
@@ -181,7 +181,7 @@ def test_the_run_names_the_dataset_and_the_genesis_that_were_made(network: Path,
         assert dataset.index.pages >= run.pages_needed
         bucket = DirectoryBucket(Places(network).buckets / bucket_name(hotkey))
         shapes = dict(parameter_shapes(build_model(run.model)))
-        return (await read_checkpoint(bucket, Keys(run.digest()[:16]), window=None, shapes=shapes)).root
+        return (await open_checkpoint(bucket, Keys(run.digest()[:16]), window=None, shapes=shapes)).index.root
 
     for member in charter.members:
         if member.role == "validator":

@@ -26,7 +26,7 @@ from neurons.radosgw import Keys, Radosgw
 from neurons.run_commands import read_table
 from neurons.training.model import model_layout
 from storage.bucket import Bucket
-from storage.checkpoint import read_checkpoint
+from storage.checkpoint import open_checkpoint
 from storage.directory import DirectoryBucket
 from storage.errors import StorageError, Unavailable
 from storage.transfer import Reach, Transport
@@ -152,8 +152,8 @@ def test_a_published_run_has_all_that_a_node_needs(place: Path) -> None:
         assert bucket is not None
         layout = model_layout(published.run.model)
         shapes = {parameter.name: parameter.shape for parameter in layout.parameters}
-        checkpoint = await read_checkpoint(bucket, published.keys, window=None, shapes=shapes)
-        assert (checkpoint.window, checkpoint.root) == (0, published.run.genesis_root)
+        index = (await open_checkpoint(bucket, published.keys, window=None, shapes=shapes)).index
+        assert (index.window, index.root) == (0, published.run.genesis_root)
 
     asyncio.run(look())
 

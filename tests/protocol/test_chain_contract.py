@@ -161,6 +161,22 @@ def test_a_registered_hotkey_appears_once_with_its_coldkey(world: World) -> None
         register(world, "a")
 
 
+def test_who_was_registered_with_what_stake_can_be_asked_of_a_past_block(world: World) -> None:
+    uid = world.make_validator(key("v"))
+    world.pass_blocks(1)
+    then = asyncio.run(world.chain.head()).number - 1
+    before = asyncio.run(world.chain.neurons_at(then))
+    register(world, "a")
+    world.pass_blocks(2)
+    head = asyncio.run(world.chain.head()).number
+    assert asyncio.run(world.chain.neurons_at(then)) == before
+    assert [(neuron.uid, neuron.validator_permit) for neuron in before] == [(uid, True)]
+    assert asyncio.run(world.chain.neurons_at(head)) == asyncio.run(world.chain.neurons())
+    assert len(asyncio.run(world.chain.neurons_at(head - 1))) == 2
+    with pytest.raises(ChainError, match=str(head + 1)):
+        asyncio.run(world.chain.neurons_at(head + 1))
+
+
 def test_a_poor_coldkey_cannot_register(world: World) -> None:
     with pytest.raises(InsufficientBalance):
         asyncio.run(world.chain.register(key("poor"), key("a").ss58_address))

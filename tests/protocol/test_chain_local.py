@@ -35,6 +35,7 @@ from protocol.errors import (
     ChainUnreachable,
     InsufficientBalance,
     NotRegistered,
+    Pruned,
     RateLimited,
     SubnetFull,
 )
@@ -647,3 +648,19 @@ def test_a_chain_that_another_process_holds_too_long_is_reported_not_waited_for_
         assert asyncio.run(chain.head()).number == 0  # reading goes on
         holder.execute("ROLLBACK")
     assert chain.produce_block(101.0).number == 1
+
+
+def test_who_was_registered_long_ago_is_forgotten(path: Path, chain: LocalChain) -> None:
+    async def scenario() -> None:
+        for _ in range(40):
+            chain.produce_block(0.0)
+        before = await chain.neurons_at(39)
+        await chain.register(OWNER, ss58("late"))
+        for _ in range(600):
+            chain.produce_block(0.0)
+        head = (await chain.head()).number
+        assert len(await chain.neurons_at(head - 500)) == len(before) + 1
+        with pytest.raises(Pruned):
+            await chain.neurons_at(39)
+
+    asyncio.run(scenario())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neurons.radosgw import Radosgw
-from storage.bucket import ObjectInfo
+from storage.bucket import ObjectInfo, Writer
 from storage.directory import DirectoryBucket
 from storage.errors import Unavailable
 from tests.canary import Canary, listening
@@ -47,6 +47,10 @@ class WatchedBucket:
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         self.calls.append(("get_range", key, start, length))
         return await self.inner.get_range(key, start, length)
+
+    async def copy_range(self, key: str, start: int, length: int, writer: Writer, *, size_bytes: int) -> None:
+        self.calls.append(("copy_range", key, start, length))
+        await self.inner.copy_range(key, start, length, writer, size_bytes=size_bytes)
 
     async def head(self, key: str) -> ObjectInfo:
         return await self.inner.head(key)
