@@ -59,6 +59,12 @@ class NoiseMiner(Miner):
         body = compress(self.layout, self.run.sparseloco, self.error, delta)
         return await self.header(window, 1, 1) + body
 
+    def save(self, path: Path, window: int, key: bytes) -> None:
+        """Nothing: it does not come back."""
+
+    def sent(self, window: int) -> None:
+        self.last_sent = window
+
 
 class LenientValidator(Validator):
     """Judges nobody."""
