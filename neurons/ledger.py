@@ -391,10 +391,15 @@ class Ledger:
             for key in (self.keys.manifest_of(window, digest), self.keys.manifest(window)):
                 try:
                     found = Manifest.parse(await source.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES))
-                except (StorageError, DocumentError):
+                except NotFound:
+                    continue
+                except (StorageError, DocumentError) as error:
+                    self._complain(f"manifest {window} from uid {source.uid}, {key}: {error}")
                     continue
                 if found.window == window and found.digest() == digest:
                     return found
+                if key == self.keys.manifest_of(window, digest):
+                    self._complain(f"manifest {window} from uid {source.uid}: {key} is not what it is named after")
             return None
 
         reading = [asyncio.create_task(read(source)) for source in await self._sources()]

@@ -98,7 +98,6 @@ class Validator(Node):
         verdict = self.close(window, found, findings, manifest)
         held_out_before = await self.measure_held_out()
         await self.apply(manifest)
-        self.held_out_loss = None
         held_out_after = await self.measure_held_out()
         await self.publish(window, found, verdict, findings, held_out_before, held_out_after)
         await self.pay(number, verdict.book)
@@ -111,6 +110,11 @@ class Validator(Node):
         await self.recall()
         self.last_updates = await self._reopen_last()
         await self.pay_late()
+
+    async def apply(self, manifest: Manifest) -> None:
+        """As for every node; what was measured on the state before is forgotten."""
+        self.held_out_loss = None
+        await super().apply(manifest)
 
     async def load(self) -> None:
         """As for every node; what was measured on another state is forgotten."""
