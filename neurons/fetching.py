@@ -29,7 +29,7 @@ Say = Callable[[str], object]
 
 class Fetcher:
     """What a node applies, on its way. `ledger_sources` are the validators' buckets, `manifest_at` gives the manifest
-    of a window, as the ledger stands; `open_bucket` opens a peer's bucket from its commitment; `complain` is told what is
+    of a window, as the ledger stands; `open_bucket` opens a bucket from its commitment; `complain` is told what is
     wrong with a payload and where it lies, `report` what is waited for."""
 
     def __init__(

@@ -216,6 +216,8 @@ class Ledger:
                 self.manifests[shown.head], self._ranks[shown.head] = manifest, 0
                 self.final, self.final_window = shown, number
                 self.head = shown.head
+                # What was final before says nothing to somebody who does not know the way from there to here.
+                self.votes = {vote: signed for vote, signed in self.votes.items() if vote.ballot >= shown.ballot}
                 log.info("window %d is final: more than half of all stake confirms it", number)
         await self.at(self.final_window - 1)  # its lists are those of the first manifest that is not final
         self._begun = True
@@ -389,10 +391,15 @@ class Ledger:
             for key in (self.keys.manifest_of(window, digest), self.keys.manifest(window)):
                 try:
                     found = Manifest.parse(await source.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES))
-                except (StorageError, DocumentError):
+                except NotFound:
+                    continue
+                except (StorageError, DocumentError) as error:
+                    self._complain(f"manifest {window} from uid {source.uid}, {key}: {error}")
                     continue
                 if found.window == window and found.digest() == digest:
                     return found
+                if key == self.keys.manifest_of(window, digest):
+                    self._complain(f"manifest {window} from uid {source.uid}: {key} is not what it is named after")
             return None
 
         reading = [asyncio.create_task(read(source)) for source in await self._sources()]

@@ -18,7 +18,7 @@ from protocol.run import Run
 from protocol.sparseloco.layout import F32, Layout
 from storage.bucket import Bucket
 from storage.checkpoint import Checkpoint, complete_windows, latest_window, open_checkpoint
-from storage.errors import CheckpointError, NotSupported, StorageError, Unavailable
+from storage.errors import CheckpointError, NotFound, NotSupported, StorageError, Unavailable
 from storage.keys import Keys
 
 Say = Callable[[str], object]
@@ -144,10 +144,18 @@ async def read_state(
 async def _opened(
     place: Place, keys: Keys, window: int, root: str, shapes: dict[str, tuple[int, ...]], complain: Say
 ) -> _Source | None:
-    try:
-        checkpoint = await open_checkpoint(place.bucket, keys, window=window, shapes=shapes)
-    except StorageError as error:
-        complain(f"checkpoint {window} of {place.name}: {error}")
+    checkpoint = None
+    for which in (None, window):  # by way of the pointer, if it is the newest: so that is checked too
+        try:
+            checkpoint = await open_checkpoint(place.bucket, keys, window=which, shapes=shapes)
+        except NotFound:
+            continue
+        except StorageError as error:
+            complain(f"checkpoint {window} of {place.name}: {error}")
+            continue
+        if checkpoint.index.window == window:
+            break
+    if checkpoint is None or checkpoint.index.window != window:
         return None
     found = root_of([bytes.fromhex(leaf) for leaf in checkpoint.index.leaves])
     if (found, checkpoint.index.leaf_bytes) != (root, LEAF_BYTES):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -287,9 +287,13 @@ class Node:
             payloads = fetching.result()
         finally:
             fetching.cancel()
-        await asyncio.to_thread(apply_manifest, self.state, self.run, manifest, payloads)
+        root = await asyncio.to_thread(self._advance, manifest, payloads)
         self.exchange.forget([*self.kept_shards(), *self.fetcher.awaited()])
-        self._enter(manifest)
+        self._enter(manifest, root)
+
+    def _advance(self, manifest: Manifest, payloads: Sequence[Payload]) -> str:
+        apply_manifest(self.state, self.run, manifest, payloads)
+        return self.state.root()
 
     async def payloads(self, manifest: Manifest) -> list[Payload]:
         """All that a manifest names, in its order."""
@@ -319,12 +323,11 @@ class Node:
         self.ledger.roots[self.state.previous] = start.root
         self.report(f"loaded checkpoint {start.window}")
 
-    def _enter(self, manifest: Manifest) -> None:
-        """Book-keeping after the state moved to a new window."""
+    def _enter(self, manifest: Manifest, root: str) -> None:
+        """Book-keeping after the state moved to a new window, at whose start θ has this root."""
         self.lists[manifest.window + 2] = (manifest.gather, manifest.reserve)
         self.lists = {w: lists for w, lists in self.lists.items() if w >= self.state.window}
         # A window without contributions leaves θ as it was; its root then stands for the newer window.
-        root = self.state.root()
         self.roots[root] = self.state.window
         self.ledger.roots[self.state.previous] = root
         self.ledger.forget(self.state.window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -15,6 +16,8 @@ from protocol.sealing import SealedShard
 from storage.bucket import Bucket
 from storage.errors import DamagedFile, DiskUnusable, WrongSize
 from storage.large import digest_of_file, download
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Spool:
         for shard in keep:
             path = self.path(shard)
             if path.exists() and digest_of_file(path) != shard.digest:
+                log.warning("%s was damaged on this machine's disk and is fetched again when it is needed", path)
                 path.unlink(missing_ok=True)
 
     def path(self, shard: SealedShard) -> Path:

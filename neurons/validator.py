@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 
 import numpy as np
@@ -32,7 +32,7 @@ from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
-from protocol.ledger.manifest import Contribution, Manifest, Refusal
+from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat
 from protocol.sealing import SealedShard
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.window import Window, deadlines, failover_block, window_of
@@ -98,7 +98,6 @@ class Validator(Node):
         verdict = self.close(window, found, findings, manifest)
         held_out_before = await self.measure_held_out()
         await self.apply(manifest)
-        self.held_out_loss = None
         held_out_after = await self.measure_held_out()
         await self.publish(window, found, verdict, findings, held_out_before, held_out_after)
         await self.pay(number, verdict.book)
@@ -111,6 +110,11 @@ class Validator(Node):
         await self.recall()
         self.last_updates = await self._reopen_last()
         await self.pay_late()
+
+    async def apply(self, manifest: Manifest) -> None:
+        """As for every node; what was measured on the state before is forgotten."""
+        self.held_out_loss = None
+        await super().apply(manifest)
 
     async def load(self) -> None:
         """As for every node; what was measured on another state is forgotten."""
@@ -163,6 +167,7 @@ class Validator(Node):
         await until(self.chain, window.key_block)
         self.report("collecting keys")
         await self._poll(found, window, found.first)
+        await found.settle(found.first)
         found.reject(await asyncio.to_thread(self._compare, found, found.first))
         if not found.blind:
             self._keep_journal(found)
@@ -214,6 +219,8 @@ class Validator(Node):
         """Write and sign the manifest, after every payload it names lies in the own bucket too."""
         gather, reserve = self.listed(window.number)
         valid = {found.entries[uid].seat for uid in found.payloads()}
+        if not gather:
+            valid -= await self.harmful(window, found)
         chosen = contributors(gather, reserve, valid, self.run)
         entries = [found.entries[uid] for uid in chosen]
         next_gather, next_reserve = select(self.memory.book, self.run)
@@ -237,6 +244,18 @@ class Validator(Node):
             await self.exchange.mirror(entry.known_seal)
         return manifest
 
+    async def harmful(self, window: Window, found: Round) -> set[Seat]:
+        """Who would raise the loss beyond the noise, by first-order gain, in as much time as the next validator
+        would wait. While there is no list this is all that keeps harm out; later the lists do."""
+        judge_hash = (await self.chain.block(window.key_block)).hash
+        numbers = (await self.assignment(window)).scored_random(judge_hash)[: self.run.gauntlet.random_pages]
+        pages = await self.read_pages(numbers)
+        updates = {uid: payload.update for uid, payload in found.payloads().items()}
+        end = (await self.chain.head()).number + self.run.time.failover_blocks
+        async with self._budget(end) as budget:
+            gains = await asyncio.to_thread(self._judge().first_look, window.number, updates, pages, budget)
+        return {found.entries[uid].seat for uid, gain in gains.items() if gain.sign < 0}
+
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
         """Evaluate the payloads of this window on θ_W while the next window trains, until that closes. How many peers
         are measured, and on how many pages, is as this machine manages."""
@@ -257,13 +276,9 @@ class Validator(Node):
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}
-        end = self.judging_end(window)
-        clock = asyncio.get_running_loop().time
-        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
         late = asyncio.create_task(self._look_for_late_seals(window, found))
         try:
-            async with stop_at(self.chain, end) as over:
-                budget = Budget(clock, clock() + seconds_left, over, self.pace)
+            async with self._budget(self.judging_end(window)) as budget:
                 findings = await asyncio.to_thread(
                     self._judge().evaluate,
                     *(window.number, updates, measured, random_pages, own_pages, budget),
@@ -494,6 +509,14 @@ class Validator(Node):
         rest = {uid: payload for uid, payload in payloads.items() if uid not in outsized}
         past = frozenset(self.memory.bodies)
         return outsized | find_copies(rest, past, self.last_updates, gauntlet.overlap_limit, applied)
+
+    @asynccontextmanager
+    async def _budget(self, end: int) -> AsyncIterator[Budget]:
+        """The time until block `end`, for work in another thread."""
+        clock = asyncio.get_running_loop().time
+        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
+        async with stop_at(self.chain, end) as over:
+            yield Budget(clock, clock() + seconds_left, over, self.pace)
 
     def _judge(self) -> Judge:
         return Judge(self.model, self.state.theta, self.run, self.parts.dtype)

@@ -40,7 +40,7 @@ class Setting:
         table["name"] = "lab"
         table["model"] |= {"num_hidden_layers": 1}
         table["dataset"] |= {"slots": self.miners + len(VALIDATORS)}
-        table["gauntlet"] |= {"sample": self.miners, "own_pages": 4}
+        table["gauntlet"] |= {"sample": self.miners}
         if not self.quick:
             table["model"] |= {"hidden_size": 64, "intermediate_size": 128}
         return table

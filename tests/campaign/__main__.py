@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from neurons import founding, nursery
-from tests.campaign.plan import draw
+from tests.campaign.plan import Plan, draw
 from tests.campaign.stage import Outcome, Stage, found
 
 _NETWORKS = 32
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play the seeds, print a line a network and a summary; 1 if anything does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--seeds", default=f"0-{_NETWORKS - 1}", help="which: 3, or 0-31, or 3,5,9 (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=44.0, help="how long each is hampered (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time (%(default)s)")
     parser.add_argument("--dir", type=Path, help="where the folders of networks that fail stay (a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="keep the others too")
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = given.dir or Path(tempfile.mkdtemp(prefix="windrow-campaign-"))
     began = time.monotonic()
-    outcomes = play(seeds_of(given.seeds), given.jobs, folder, given.keep)
+    outcomes = play(seeds_of(given.seeds), given.seconds, given.jobs, folder, given.keep)
     summary = summarised(outcomes, time.monotonic() - began)
     print(json.dumps(summary) if given.json else told(summary), flush=True)
     return 1 if summary["failed"] else 0
@@ -53,17 +54,17 @@ def seeds_of(words: str) -> list[int]:
     return seeds
 
 
-def play(seeds: Sequence[int], jobs: int, folder: Path, keep: bool) -> list[Outcome]:
-    """The networks of these seeds, `jobs` at a time, each in a folder of its own in `folder`."""
+def play(seeds: Sequence[int], seconds: float, jobs: int, folder: Path, keep: bool) -> list[Outcome]:
+    """The networks of these seeds, hampered for so many seconds, `jobs` at a time, each in a folder of its own in
+    `folder`."""
     with nursery.preloaded() as context:
         dataset = _dataset(folder / "text")
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(lambda seed: _one(context, seed, folder, dataset, keep), seeds))
+            return list(pool.map(lambda seed: _one(context, draw(seed, seconds), folder, dataset, keep), seeds))
 
 
-def _one(context: ForkServerContext, seed: int, folder: Path, dataset: Path, keep: bool) -> Outcome:
-    plan = draw(seed)
-    home = folder / f"network-{seed}"
+def _one(context: ForkServerContext, plan: Plan, folder: Path, dataset: Path, keep: bool) -> Outcome:
+    home = folder / f"network-{plan.seed}"
     found(context, plan, home, dataset)
     outcome = Stage(context, plan, home).play()
     print(_line(outcome), file=sys.stderr, flush=True)
@@ -79,7 +80,7 @@ def _dataset(folder: Path) -> Path:
     chance = random.Random(0)
     for number in range(8):
         (text / f"{number}.txt").write_text(" ".join(chance.choice(_WORDS) for _ in range(2000)))
-    order = founding.Plan((), draw(0).table, 1.0, text, "directory")
+    order = founding.Plan((), draw(0, 0.0).table, 1.0, text, "directory")
     spawn = multiprocessing.get_context("spawn")
     with contextlib.closing(nursery.Call(spawn, founding.write_text, folder, order)) as call:
         (folder / "digest").write_text(call.result(lambda _: None))
@@ -89,10 +90,11 @@ def _dataset(folder: Path) -> Path:
 def _line(outcome: Outcome) -> str:
     kills, faults = outcome.kills.total(), outcome.faults.total()
     counts = f"{outcome.windows:3} windows {kills:3} kills {faults:4} faults {outcome.seconds:5.0f} s"
-    said = f"seed {outcome.seed:3}: {counts}"
+    said = f"seed {outcome.plan.seed:3}: {counts}"
     if not outcome.failures:
         return f"{said}  holds"
-    again = f"repeat it with: python -m tests.campaign --seeds {outcome.seed}; its folder is {outcome.folder}"
+    flags = f"--seeds {outcome.plan.seed} --seconds {outcome.plan.seconds:g}"
+    again = f"repeat it with: python -m tests.campaign {flags}; its folder is {outcome.folder}"
     wrong = outcome.failures[:_MOST_SENTENCES]
     if len(outcome.failures) > len(wrong):
         wrong.append(f"and {len(outcome.failures) - len(wrong)} more")
@@ -105,7 +107,7 @@ def summarised(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     faults = sum((outcome.faults for outcome in outcomes), Counter[str]())
     return {
         "networks": len(outcomes),
-        "failed": {outcome.seed: outcome.failures for outcome in outcomes if outcome.failures},
+        "failed": {outcome.plan.seed: outcome.failures for outcome in outcomes if outcome.failures},
         "windows": sum(outcome.windows for outcome in outcomes),
         "payloads_replayed": sum(outcome.payloads for outcome in outcomes),
         "scores_recomputed": sum(outcome.scores for outcome in outcomes),

@@ -14,9 +14,11 @@ TICKER = "chain"
 """What the process is called that makes the blocks."""
 
 BLOCK_SECONDS = 0.5
-PLAYED_SECONDS = 44.0
 QUIET_SECONDS = 4.0
 """Before anything goes wrong: everybody starts at the same time, and joining is not what is looked at."""
+
+_SECONDS_PER_KILL = 3.5
+_SECONDS_PER_FULL_DISK = 20.0
 
 _WINDOW_BLOCKS = 8
 
@@ -49,9 +51,10 @@ class Weather:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One network. `table` are its constants without digests."""
+    """One network. `table` are its constants without digests; it is hampered for `seconds`, and then left alone."""
 
     seed: int
+    seconds: float
     validators: int
     miners: int
     table: dict[str, Any]
@@ -67,32 +70,34 @@ class Plan:
         )
 
 
-def draw(seed: int) -> Plan:
-    """The plan of this seed."""
+def draw(seed: int, seconds: float) -> Plan:
+    """The plan of this seed for so many seconds."""
     chance = random.Random(seed)
     validators, miners = chance.choice((2, 3, 3)), chance.choice((3, 4))
     names = [f"validator-{n}" for n in range(1, validators + 1)] + [f"miner-{n}" for n in range(1, miners + 1)]
-    end = QUIET_SECONDS + PLAYED_SECONDS
     events = []
-    for _ in range(chance.randint(9, 12)):
+
+    def moment() -> float:
+        return QUIET_SECONDS + chance.uniform(0.0, seconds)
+
+    for _ in range(round(chance.uniform(0.8, 1.2) * seconds / _SECONDS_PER_KILL)):
         # Most come back at once, some only when a window or two have passed without them.
-        seconds = chance.choice((0.0, 0.0, 0.5, 1.0, 2.0, _WINDOW_BLOCKS * BLOCK_SECONDS, 10.0))
-        target = chance.choice([*names, TICKER])
-        events.append(Event(chance.uniform(QUIET_SECONDS, end), "kill", target, seconds))
+        down = chance.choice((0.0, 0.0, 0.5, 1.0, 2.0, _WINDOW_BLOCKS * BLOCK_SECONDS, 10.0))
+        events.append(Event(moment(), "kill", chance.choice([*names, TICKER]), down))
     for _ in range(chance.randint(0, 1)):
-        events.append(Event(chance.uniform(QUIET_SECONDS, end), "stall", TICKER, chance.uniform(1.0, 6.0)))
+        events.append(Event(moment(), "stall", TICKER, chance.uniform(1.0, 6.0)))
     for _ in range(chance.randint(0, 1)):
         blocks = chance.choice((2, 5, _WINDOW_BLOCKS, 3 * _WINDOW_BLOCKS))
-        events.append(Event(chance.uniform(QUIET_SECONDS, end), "jump", TICKER, blocks=blocks))
-    for _ in range(chance.randint(0, 2)):
-        events.append(Event(chance.uniform(QUIET_SECONDS, end), "full", chance.choice(names), chance.uniform(0.5, 4.0)))
+        events.append(Event(moment(), "jump", TICKER, blocks=blocks))
+    for _ in range(round(seconds / _SECONDS_PER_FULL_DISK)):
+        events.append(Event(moment(), "full", chance.choice(names), chance.uniform(0.5, 4.0)))
     weather = Weather(
-        reads=chance.choice((0.002, 0.005, 0.01)),
+        reads=chance.choice((0.002, 0.005, 0.01, 0.02)),
         writes=chance.choice((0.005, 0.02)),
         chain=chance.choice((0.0, 0.001)),
         killed=chance.choice((0.0, 0.01, 0.02)),
     )
-    return Plan(seed, validators, miners, _constants(chance), tuple(sorted(events)), weather)
+    return Plan(seed, seconds, validators, miners, _constants(chance), tuple(sorted(events)), weather)
 
 
 def _constants(chance: random.Random) -> dict[str, Any]:

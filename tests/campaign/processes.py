@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import sys
 import time
 from dataclasses import replace
@@ -33,13 +34,23 @@ def neuron(folder: Path, name: str, role: str, weather: Weather, seed: str) -> N
     from neurons.validator import Validator
 
     kinds: dict[str, type[Node]] = {"miner": Miner, "validator": Validator}
-    source = Source(name, random.Random(seed), note_in(folder), (folder / CALM_FILE).exists)
+    source = Source(name, random.Random(seed), note_in(folder), lambda: _is_left_alone(folder))
     try:
         settings = load_settings({"dir": folder, "wallet_name": name, "dtype": "fp32"}, {})
         run_neuron(lambda parts: kinds[role](in_weather(parts, weather, source)), settings)  # type: ignore[arg-type]
     except EXPECTED_ERRORS as error:
         print(f"windrow: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
+    except Exception:
+        # Where its disk is full just now, the log would say nothing of why it ends.
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        raise
+
+
+def _is_left_alone(folder: Path) -> bool:
+    """Whether it is calm; or the disk is full, which is enough, and leaves no room for notes."""
+    return (folder / CALM_FILE).exists() or resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def in_weather(parts: Parts, weather: Weather, source: Source) -> Parts:
@@ -65,5 +76,5 @@ def tick(folder: Path, block_seconds: float) -> None:
     due = time.monotonic()
     while True:
         due = max(due + block_seconds, time.monotonic())
-        time.sleep(due - time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
         chain.produce_block(time.time())

@@ -25,7 +25,7 @@ from protocol.run import Run
 from protocol.window import window_of
 from tests.campaign.checks import Verdict, look
 from tests.campaign.faults import NOTES_FILE
-from tests.campaign.plan import BLOCK_SECONDS, PLAYED_SECONDS, QUIET_SECONDS, TICKER, Event, Plan
+from tests.campaign.plan import BLOCK_SECONDS, QUIET_SECONDS, TICKER, Event, Plan
 from tests.campaign.processes import CALM_FILE, neuron, tick
 
 _STEP_SECONDS = 0.05
@@ -45,7 +45,7 @@ _ENDED_ON_REQUEST = (0, -signal.SIGTERM)
 class Outcome:
     """What became of one network. `kills` counts by role, `faults` by kind; `failures` are sentences."""
 
-    seed: int
+    plan: Plan
     folder: Path
     windows: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class Stage:
 
     def __init__(self, context: ForkServerContext, plan: Plan, folder: Path) -> None:
         self.context, self.plan, self.folder = context, plan, folder
-        self.outcome = Outcome(plan.seed, folder)
+        self.outcome = Outcome(plan, folder)
         self.roles = dict(plan.members)
         self.children: dict[str, Child] = {}
         self.starts: Counter[str] = Counter()
@@ -102,7 +102,7 @@ class Stage:
 
     def _weather(self, began: float) -> None:
         events = list(self.plan.events)
-        while (now := time.monotonic() - began) < QUIET_SECONDS + PLAYED_SECONDS:
+        while (now := time.monotonic() - began) < QUIET_SECONDS + self.plan.seconds:
             while events and events[0].at <= now:
                 self._happen(events.pop(0))
             self._attend()

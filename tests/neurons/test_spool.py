@@ -12,7 +12,7 @@ from neurons.spool import Spool
 from protocol.errors import Reason, Rejected
 from protocol.sealing import SealedShard
 from storage.directory import DirectoryBucket
-from storage.errors import DiskUnusable, NotFound
+from storage.errors import DamagedFile, DiskUnusable, NotFound
 
 DATA = bytes(range(256)) * 40_000  # more than what a directory gives at a time
 SHARD = SealedShard(size_bytes=len(DATA), digest=blake3(DATA).hexdigest())
@@ -102,3 +102,25 @@ def test_what_one_peer_gives_neither_replaces_nor_removes_what_another_gave(
 def test_a_fetched_file_that_is_gone_is_no_peers_fault(spool: Spool) -> None:
     with pytest.raises(DiskUnusable, match="cannot be read"):
         spool.read(spool.path(SHARD))
+
+
+def test_a_shard_that_rots_on_the_own_disk_is_fetched_again(spool: Spool, bucket: DirectoryBucket) -> None:
+    async def scenario() -> None:
+        await bucket.put("shard", DATA)
+        path = await spool.fetch(bucket, "shard", SHARD)
+        path.write_bytes(DATA[:-1] + b"?")
+        with pytest.raises(DamagedFile, match="was damaged on this machine's disk"):
+            spool.read(path)
+        assert spool.read(await spool.fetch(bucket, "shard", SHARD)) == DATA
+
+    asyncio.run(scenario())
+
+
+def test_what_is_on_its_way_stays_when_the_rest_is_dropped(spool: Spool) -> None:
+    under_way, other = spool.folder / f"~{SHARD.digest}.0123.4567", spool.folder / f"{'0' * 64}.0123"
+    for path in (under_way, other):
+        path.write_bytes(b"half")
+    spool.clear([SHARD])
+    assert list(spool.folder.iterdir()) == [under_way]
+    spool.recover([SHARD])
+    assert list(spool.folder.iterdir()) == []
