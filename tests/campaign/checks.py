@@ -117,5 +117,7 @@ def leftovers(folder: Path) -> Iterator[str]:
     """Temporary files, of which every writer takes names that no object and no state has."""
     for place in (Places(folder).buckets, Places(folder).nodes):
         for path in sorted(place.rglob("*")):
-            if path.is_file() and (path.name[0] in "~." or len(path.name) > 64):
+            # A sealed shard that is still on its way to a spool has a name that is more than its digest.
+            is_partial = path.name[0] in "~." or (path.parent.name == "sealed" and "." in path.name)
+            if path.is_file() and is_partial:
                 yield f"{path.relative_to(folder)} is a temporary file"
