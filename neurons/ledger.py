@@ -224,6 +224,11 @@ class Ledger:
             before = self.head
             await self.refresh(seconds)
 
+    def is_read(self, block: int) -> bool:
+        """Whether what may be published until the end of this block has been looked for in it: votes are looked for
+        once a block, a manifest that is due all the time."""
+        return self._begun and self._block == block < deadlines(self.head_window + 1, self.run.time).key_block
+
     async def refresh(self, seconds: float) -> None:
         """Read what the validators show now; whoever takes longer than `seconds` goes on being read meanwhile. Raises
         `ContradictionError`, and `ChainError` when the chain does not answer."""

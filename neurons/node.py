@@ -124,29 +124,42 @@ class Node:
             await self.leave()
 
     async def _live(self) -> None:
-        joined = False
+        joined, astray = False, False
         while True:
             try:
                 if not joined:
                     await self.join()
-                    joined = True
+                elif astray:
+                    await self.load()
+                joined, astray = True, False
                 await self.window(await self.next_window())
             except Divergence as error:
                 log.error("this state is not the ledger's, starting again from a checkpoint: %s", error)
-                await self.load()
+                astray = True
             except Overtaken as error:
-                await self._go_back(error)
+                astray = self._is_astray()
+                way = "going back to a checkpoint before the fork" if astray else "going on from here"
+                log.warning("the head of the ledger has changed, %s: %s", way, error)
             except (StorageError, ChainUnreachable) as error:
                 # The own bucket, the dataset or the chain is away: what belongs to a peer never gets here.
                 self.complain(f"lost this window: {error}" if joined else f"cannot join yet: {error}")
                 self.report(f"trying again: {error}")
                 await tick(self.chain)
 
+    def _is_astray(self) -> bool:
+        """Whether this state is not on the way to the head of the ledger."""
+        try:
+            self.ledger.after(self.state.window, self.state.previous)
+        except Overtaken:
+            return True
+        return False
+
     async def _keep_up(self) -> None:
         """Read what the validators publish, every tick, and do what is due."""
         while True:
             try:
-                await self.ledger.refresh(self.chain.block_seconds / 2)
+                if not self.ledger.is_read((await self.chain.head()).number):
+                    await self.ledger.refresh(self.chain.block_seconds / 2)
                 await self.take_part()
                 self._show_ledger()
             except (StorageError, ChainError) as error:
@@ -164,15 +177,6 @@ class Node:
     def latest_start(self, head: int) -> int:
         """The newest window from whose checkpoint this node may start, when the chain is in window `head`."""
         return head
-
-    async def _go_back(self, error: Overtaken) -> None:
-        """Take the way of the others: from where this state is, if that is on it, else from a checkpoint before."""
-        log.warning("the head of the ledger has changed: %s", error)
-        try:
-            self.ledger.after(self.state.window, self.state.previous)
-        except Overtaken:
-            log.warning("window %d: going back to a checkpoint before the fork", self.state.window)
-            await self.load()
 
     async def window(self, number: int) -> None:
         """Take part in window `number`."""
