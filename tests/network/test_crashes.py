@@ -341,3 +341,41 @@ def test_a_node_whose_bucket_is_away_when_it_starts_joins_when_it_is_back(networ
             assert len({root for _, root in net.roots()}) == 1
 
     virtual(scenario())
+
+
+class Hesitates(Validator):
+    """Does not vote while it is `quiet`."""
+
+    quiet = False
+
+    async def take_part(self) -> None:
+        if not self.quiet:
+            await super().take_part()
+
+
+def test_a_node_that_was_away_while_much_became_final_does_not_take_an_old_certificate_for_a_rivals(
+    network, virtual, quick
+) -> None:
+    """The manifests between the old certificate and the new one are known to it later than both."""
+
+    async def scenario() -> None:
+        async with await network(["v", "a"], table=quick) as net:
+            node = net.start("v", Hesitates)
+            miner = net.start("a")
+            while miner.ledger.final_window < 1:
+                await net.blocks(1)
+            node.quiet = True
+            old = miner.ledger.final_window
+            await net.stop("a")
+            while node.state.window < old + 5:
+                await net.blocks(1)
+            assert node.ledger.final_window == old
+            node.quiet = False
+            while node.ledger.final_window == old:
+                await net.blocks(1)
+            net.start("a")
+            await net.windows(2)
+            await net.blocks(1)
+            assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
