@@ -17,6 +17,7 @@ from protocol.ledger.manifest import Manifest
 from protocol.sealing import SealedShard
 from protocol.window import Window, deadlines
 from storage.bucket import Bucket
+from storage.checkpoint import latest_window
 from storage.errors import Unavailable
 
 DIES_IN = 1
@@ -377,5 +378,28 @@ def test_a_node_that_was_away_while_much_became_final_does_not_take_an_old_certi
             await net.windows(2)
             await net.blocks(1)
             assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
+
+
+def test_a_validator_that_was_killed_on_a_branch_that_lost_keeps_the_manifest_that_won(network, virtual, quick) -> None:
+    quick["checkpoints"] = {"every_windows": 1, "keep": 50}
+
+    async def scenario() -> None:
+        async with await network(["v", "w", "a"], stakes=(1000.0, 500.0), table=quick) as net:
+            node = net.start("v", Validator)
+            net.start("w", Validator)
+            net.start("a")
+            number = -1
+            while node.ledger.final_window < 2 or await latest_window(net.bucket("v"), net.keys) <= number:
+                await net.blocks(1)
+                number = node.ledger.final_window
+            won = await net.manifest(number)
+            await net.stop("v")
+            lost = won.model_copy(update={"signer": net.nodes["w"].hotkey, "signature": ""})
+            await net.bucket("v").put(net.keys.manifest(number), lost.signed(net.keypairs["w"]).canonical())
+            net.start("v", Validator)
+            await net.windows(2)
+            assert await net.manifest(number) == won
 
     virtual(scenario())
