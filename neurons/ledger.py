@@ -220,8 +220,9 @@ class Ledger:
                 self.manifests[shown.head], self._ranks[shown.head] = manifest, 0
                 self.final, self.final_window = shown, number
                 self.head = shown.head
-                # What was final before says nothing to somebody who does not know the way from there to here.
-                self.votes = {vote: signed for vote, signed in self.votes.items() if vote.ballot >= shown.ballot}
+                # What was confirmed before lies before it; but the way there is not known here, and must not be taken
+                # for a rival's.
+                self.votes = {vote: known for vote, known in self.votes.items() if vote.ballot >= shown.ballot}
                 log.info("window %d is final: more than half of all stake confirms it", number)
         await self.at(self.final_window - 1)  # its lists are those of the first manifest that is not final
         self._begun = True
@@ -300,8 +301,10 @@ class Ledger:
                 self.count(attestation)
 
     def count(self, attestation: Attestation) -> None:
-        """Take in a checked vote of a member."""
+        """Take in a checked vote of a member, unless what is final has left it behind meanwhile."""
         vote = attestation.vote()
+        if vote.ballot < self.final.ballot:
+            return
         for other, known in self.votes.items():
             if (other.ballot, other.step, other.signer) == (vote.ballot, vote.step, vote.signer):
                 self._convict(Evidence(votes=(known, attestation)))

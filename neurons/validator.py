@@ -32,17 +32,19 @@ from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
-from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat
+from protocol.ledger.manifest import MANIFEST_LIMIT_BYTES, Contribution, Manifest, Refusal, Seat
 from protocol.sealing import SealedShard
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.window import Window, deadlines, failover_block, window_of
 from storage.checkpoint import write_checkpoint
-from storage.errors import AlreadyExists, StorageError
+from storage.errors import AlreadyExists, NotFound, StorageError, TooLarge
 
 log = logging.getLogger(__name__)
 
 _STATE_FILE = "validator.json"
 _REMEMBERED_WINDOWS = 16
+_PUT_RIGHT_WINDOWS = 8
+"""How far behind the final manifest what was kept is still put right."""
 _STAND_INS = 2
 """How many validators one that saw nothing of a window lets go first: some of those behind may not run."""
 
@@ -72,6 +74,8 @@ class Validator(Node):
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
         self.voter = Voter(self.ledger, parts.hotkey, parts.bucket, parts.folder, self.complain)
+        self._right_to = self.ledger.final_window - 1
+        """The window up to which the own bucket holds the ledger as it became final."""
         self._proofs: dict[str, asyncio.Task[None]] = {}
         """By digest, the manifests whose payloads are being read and mirrored, or are."""
         self.pace = Pace()
@@ -91,7 +95,9 @@ class Validator(Node):
                 return
             await self.checkpoint(number)
             findings = await self.judge(window, found, manifest)
-            manifest = self.settled(manifest)
+            if (settled := self.settled(manifest)) != manifest:
+                await self._keep(settled)
+                manifest = settled
         finally:
             await found.stop_reading()
         judged = asyncio.get_running_loop().time()
@@ -439,7 +445,7 @@ class Validator(Node):
     # --- beside the window ------------------------------------------------------------------------------------
 
     async def take_part(self) -> None:
-        """Prove what is not final yet, and vote."""
+        """Prove what is not final yet, and vote; and put right what was kept of the ledger before it was final."""
         wanted = [*self.ledger.open_path(), *(self.ledger.manifests[digest] for digest in self.ledger.voted())]
         for manifest in wanted:
             if manifest.window > self.ledger.final_window:
@@ -447,6 +453,24 @@ class Validator(Node):
         for digest in [digest for digest in self._proofs if digest not in self.ledger.manifests]:
             self._proofs.pop(digest).cancel()
         await self.voter.step({digest for digest in self._proofs if self._is_proven(self.ledger.manifests.get(digest))})
+        await self._put_right()
+
+    async def _put_right(self) -> None:
+        """Replace a manifest in the own bucket that another one excludes by now. Whoever leaves a branch keeps each
+        manifest on its way anew; but one that was killed on that branch starts from a checkpoint beyond."""
+        final = self.ledger.final_window
+        number = max(self._right_to + 1, final - _PUT_RIGHT_WINDOWS)
+        if number > final or (manifest := await self.ledger.at(number)) is None:
+            return
+        key, data = self.keys.manifest(number), manifest.canonical()
+        try:
+            kept = await self.parts.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES)
+        except (NotFound, TooLarge):
+            kept = b""
+        if kept != data:
+            await self._mirror(manifest)
+            await self.parts.bucket.put(key, data)
+        self._right_to = number
 
     async def proven(self, manifest: Manifest, seconds: float) -> bool:
         """Whether all that a manifest names can be had, and lies in the own bucket too. Waits for `seconds` at most."""
