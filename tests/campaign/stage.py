@@ -38,6 +38,9 @@ _CALM_WINDOWS = 2
 _PATIENCE_SECONDS = 240.0
 
 _KILLED = -signal.SIGKILL
+_STORE_UNUSABLE = 9
+"""What a neuron ends with, and a sentence, that is started where nothing can be written: it is started again."""
+
 _ENDED_ON_REQUEST = (0, -signal.SIGTERM)
 
 
@@ -135,7 +138,7 @@ class Stage:
             self._bury(name)
             if code == _KILLED:
                 self.outcome.kills[self._role(name)] += 1
-            else:
+            elif code != _STORE_UNUSABLE or name not in self.full_until:
                 self.outcome.failures.append(f"{name} {nursery.ending(code)}: {self._last_words(name)}")
             self.due.setdefault(name, now + _LEAST_DOWN_SECONDS)
         for name in [name for name, due in self.due.items() if due <= now]:
