@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 
-.PHONY: setup tools radosgw demo test lint check bench fuzz model images clean
+.PHONY: setup tools radosgw demo test lint check bench fuzz model campaign images clean
 
 setup: $(STAMP)  ## a virtual environment with everything that Windrow needs
 tools: $(TOOLS)  ## and with what tests and checks need: Triton alone takes 1 GB
@@ -46,6 +46,9 @@ fuzz: tools  ## look for bytes that confuse the decoder, for a minute
 
 model: tools  ## search everything that may happen to finality in small networks, some minutes
 	$(BIN)/python -m tests.model
+
+campaign: tools  ## kill and hamper whole networks of processes at random, half an hour
+	$(BIN)/python -m tests.campaign
 
 images:  ## container images of the neurons (docker/README.md); PIP_ARGS goes to pip
 	for target in windrow windrow-gpu; do \

@@ -54,7 +54,7 @@ class Scale:
     late: int
     windows: int
     shares: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0)
-    page_sets: tuple[tuple[int, int], ...] = ((4, 8), (12, 24))
+    page_sets: tuple[tuple[int, int], ...] = ((8, 8), (12, 24))
     peers: int = 8
 
     def run(self) -> Run:
@@ -85,7 +85,7 @@ def scales() -> tuple[Scale, ...]:
     inner = {"steps": 10, "pages_per_step": 1, "learning_rate": 2e-3}
     return (
         Scale("demo", {}, early=4, late=26, windows=30),
-        Scale("5m", {"model": larger, "inner": inner}, 3, 17, 20, shares=(0.2, 1.0), page_sets=((4, 8),), peers=6),
+        Scale("5m", {"model": larger, "inner": inner}, 3, 17, 20, shares=(0.2, 1.0), page_sets=((8, 8),), peers=6),
     )
 
 

@@ -3,6 +3,8 @@
     windrow lab --seeds 3 --mix 0.1,0.4 --out RESULTS
     python -m benchmarks.lab RESULTS --seeds 3 --mix 0.1,0.4 --write docs/security.md --draw docs
 
+Mixtures may have been played for more windows than attacks: `--mix-windows` says for how many.
+
 Nothing is played here. A row of which some seed is missing in the results is left out and named. The tables are
 printed, or put between the marks in the file to `--write`; lab-attacks.svg and lab-mixed.svg go into a folder.
 """
@@ -14,12 +16,13 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from neurons.lab.attacks import HONEST, MINER, SLOW
 from neurons.lab.report import Plan, jobs_of, plan, rows, shares_of
-from neurons.lab.results import Log
+from neurons.lab.results import Job, Log
 from neurons.lab.rows import UNPAID_SHARE, Row, wage
 from neurons.lab.scenario import Played, Setting
 
@@ -42,16 +45,23 @@ def complete(plans: Iterable[Plan], log: Log) -> tuple[list[Plan], list[str]]:
     return done, missing
 
 
+def partition(plans: Sequence[Plan]) -> tuple[list[Plan], list[Plan]]:
+    """Single attacks, and mixtures."""
+    mixtures = [of for of in plans if of.name.startswith(_MIXTURE)]
+    return [of for of in plans if of not in mixtures], mixtures
+
+
 # --- tables
 
 
-def tables(found: Sequence[Row], played: Sequence[Played], setting: Setting) -> str:
+def tables(found: Sequence[Row], played: Sequence[Played], setting: Setting, mix_windows: int) -> str:
     """All of them, in Markdown."""
     attacks = [row for row in found if not row.attack.startswith(_MIXTURE)]
     mixtures = [row for row in found if row.attack.startswith(_MIXTURE)]
     seeds = max((row.seeds for row in found), default=0)
     spread = "1 seed" if seeds == 1 else f"{seeds} seeds; in brackets the range over the seeds"
-    intro = f"{setting.miners} miners, {setting.windows} windows, {spread}."
+    mixed = f" ({mix_windows} for mixtures)" if mixtures and mix_windows != setting.windows else ""
+    intro = f"{setting.miners} miners, {setting.windows} windows{mixed}, {spread}."
     parts = [intro, *_attack_table(sorted(attacks, key=lambda row: (row.attack != HONEST.name, -(row.pay or 0.0))))]
     if mixtures:
         parts += ["", *_mixture_table(mixtures)]
@@ -221,21 +231,27 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="what `windrow lab --out` has written")
     parser.add_argument("--miners", type=int, default=12)
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--mix-windows", type=int, help="windows of the mixtures, if not as many")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--mix", default="0.1,0.2,0.3,0.4,0.5,0.6", help="the mixtures to show")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the marks in this file")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="draw lab-attacks.svg and lab-mixed.svg")
     options = parser.parse_args()
     setting = Setting(options.miners, options.windows, quick=False)
-    log = Log(options.results, setting)
-    done, missing = complete(plan((), shares_of(options.mix), setting, options.seeds), log)
-    if missing:
-        print(f"not played with all seeds: {', '.join(missing)}", file=sys.stderr)
-    if not done:
+    mixed = replace(setting, windows=options.mix_windows or options.windows)
+    attacks, mixtures = partition(plan((), shares_of(options.mix), setting, options.seeds))
+    found: list[Row] = []
+    played: dict[tuple[Setting, Job], Played] = {}
+    for plans, of_setting in ((attacks, setting), (mixtures, mixed)):
+        log = Log(options.results, of_setting)
+        done, missing = complete(plans, log)
+        if missing:
+            print(f"not played with all seeds: {', '.join(missing)}", file=sys.stderr)
+        found += rows(done, log)
+        played |= {(of_setting, job): log.get(*job) for of in done for job in jobs_of(of)}
+    if not found:
         raise SystemExit("nothing to show")
-    found = rows(done, log)
-    played = [log.get(*job) for job in dict.fromkeys(job for of in done for job in jobs_of(of))]
-    text = tables(found, played, setting)
+    text = tables(found, list(played.values()), setting, mixed.windows)
     if options.write:
         write(options.write, text)
     else:

@@ -172,28 +172,30 @@ class Round:
                 break
 
     async def end_reading(self) -> None:
-        """The reveal deadline: who has not sent everything by now has contributed nothing, and what has come is opened,
-        however long that takes. Due before θ is probed: a sync proof checked against a probe fails."""
-        if self.over:
-            return
-        late = {uid for uid in self._reading if self.entries[uid].sealed is None}
-        opening = [task for uid, task in self._reading.items() if uid not in late]
-        await asyncio.gather(*opening)
-        await self.stop_reading()
-        for entry in self._open():
+        """The reveal deadline for everybody. Due before θ is probed: a sync proof checked against a probe fails."""
+        if not self.over:
+            await self.settle(self.entries)
+            self.over = True
+
+    async def settle(self, uids: Collection[int]) -> None:
+        """The reveal deadline for these peers: who has not sent everything by now has contributed nothing, and what has
+        come is opened, however long that takes."""
+        reading = {uid: task for uid, task in self._reading.items() if uid in uids}
+        late = {uid for uid in reading if self.entries[uid].sealed is None}
+        await asyncio.gather(*(task for uid, task in reading.items() if uid not in late))
+        await self._leave_off(reading)
+        open_entries = [entry for entry in self._open() if entry.peer.uid in uids]
+        for entry in open_entries:
             if entry.sealed is None and entry.peer.uid in late:
                 entry.rejected = Rejected(Reason.UNREACHABLE, "its bucket had not answered by the reveal deadline")
             elif entry.sealed is None:
                 entry.rejected = Rejected(Reason.NO_REVEAL, "no key by the reveal deadline")
-        await asyncio.gather(*(self._guarded(entry, self._open_payload(entry)) for entry in self._open()))
-        self.over = True
+        sealed = [entry for entry in open_entries if not entry.settled]
+        await asyncio.gather(*(self._guarded(entry, self._open_payload(entry)) for entry in sealed))
 
     async def stop_reading(self) -> None:
         """Leave off, whatever is still being read."""
-        for task in self._reading.values():
-            task.cancel()
-        await asyncio.gather(*self._reading.values(), return_exceptions=True)
-        self._reading = {}
+        await self._leave_off(dict(self._reading))
 
     def is_settled(self, uids: Collection[int]) -> bool:
         """Whether the checks of these peers have ended."""
@@ -264,6 +266,12 @@ class Round:
 
     def _open(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if not entry.settled]
+
+    async def _leave_off(self, reading: Mapping[int, asyncio.Task[None]]) -> None:
+        for uid, task in reading.items():
+            task.cancel()
+            del self._reading[uid]
+        await asyncio.gather(*reading.values(), return_exceptions=True)
 
     async def _read_sealed(self, entry: Entry) -> None:
         await self._read_seal(entry)

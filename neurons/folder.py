@@ -16,6 +16,7 @@ from typing import Literal
 from bittensor_core import Keypair
 from pydantic import BaseModel, ConfigDict
 
+from neurons.durable import replaced
 from neurons.errors import ConfigError, FolderError
 from protocol.run import Run, parse_run
 
@@ -248,7 +249,8 @@ def under_construction(folder: Path) -> Iterator[None]:
 
 def write_charter(folder: Path, charter: Charter) -> None:
     """The last thing that a founding writes."""
-    (folder / _CHARTER_FILE).write_text(charter.model_dump_json(indent=1))
+    with replaced(folder / _CHARTER_FILE) as partial:
+        partial.write_text(charter.model_dump_json(indent=1))
 
 
 def _empty(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from neurons.pace import Budget
 from neurons.training.model import compute_in, page_gradient, sequence_losses
-from protocol.gauntlet.evaluation import is_settled, measured_gain
+from protocol.gauntlet.evaluation import Gain, first_order_gain, is_settled, measured_gain
 from protocol.gauntlet.verdict import Findings, unique_work_of_all
 from protocol.run import Run
 from protocol.sparseloco.aggregate import Trial, clip_factors, descents
@@ -109,6 +109,16 @@ class Judge:
                 break
             shared, found = grown
         return _findings(shared, found)
+
+    def first_look(
+        self, window: int, updates: Mapping[int, SparseUpdate], pages: Sequence[np.ndarray], budget: Budget
+    ) -> dict[int, Gain]:
+        """First-order gain of every update by uid, on as many of `pages` as there is time for; none with fewer than
+        `LEAST_PAGES`."""
+        shared = self.slopes(pages, self.trials(window, updates), budget) if updates else None
+        if shared is None or shared.pages < LEAST_PAGES:
+            return {}
+        return {uid: first_order_gain(gains) for uid, gains in shared.gains.items()}
 
     def trials(self, window: int, updates: Mapping[int, SparseUpdate]) -> dict[int, Trial]:
         """Trial steps cα·clip·ŝ of all updates, each clipped against the median norm of all of them."""

@@ -118,6 +118,7 @@ class Ledger:
         self._read_at: dict[str, int] = {}
         self._searching: dict[str, asyncio.Task[None]] = {}
         self._searched_at: dict[str, int] = {}
+        self._answered = False
         self._block = -1
         self._begun = False
         self._saved: tuple[Quorum, set[int]] | None = None
@@ -205,9 +206,12 @@ class Ledger:
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    async def begin(self, seconds: float) -> None:
-        """Start from the newest certificate that anybody shows."""
+    async def begin(self, seconds: float) -> bool:
+        """Start from the newest certificate that anybody shows; False while no validator answers, for then nothing can
+        be told of how far the ledger has come."""
         await self.refresh(seconds)
+        if not self._answered and await self._sources():
+            return False
         shown = max(quorums(self.view(), Step.CONFIRM), default=self.final)
         if not self._begun and shown > self.final:
             number = max(a.head_window for v, a in self.votes.items() if Quorum(v.ballot, v.head) == shown)
@@ -216,6 +220,9 @@ class Ledger:
                 self.manifests[shown.head], self._ranks[shown.head] = manifest, 0
                 self.final, self.final_window = shown, number
                 self.head = shown.head
+                # What was confirmed before lies before it; but the way there is not known here, and must not be taken
+                # for a rival's.
+                self.votes = {vote: known for vote, known in self.votes.items() if vote.ballot >= shown.ballot}
                 log.info("window %d is final: more than half of all stake confirms it", number)
         await self.at(self.final_window - 1)  # its lists are those of the first manifest that is not final
         self._begun = True
@@ -223,6 +230,7 @@ class Ledger:
         while before != self.head:
             before = self.head
             await self.refresh(seconds)
+        return True
 
     def is_read(self, block: int) -> bool:
         """Whether what may be published until the end of this block has been looked for in it: votes are looked for
@@ -262,9 +270,10 @@ class Ledger:
             if self._read_at.get(source.hotkey) != self._block:
                 self._read_at[source.hotkey] = self._block
                 data = await source.bucket.get(self.keys.ballots(), limit_bytes=BALLOTS_LIMIT_BYTES)
+                self._answered = True
                 await self._count_all(Ballots.parse(data))
         except NotFound:
-            pass
+            self._answered = True
         except (StorageError, DocumentError, LedgerError, ChainError) as error:
             self._complain(f"ballots from uid {source.uid}: {error}")
         number = self.head_window + 1
@@ -292,8 +301,10 @@ class Ledger:
                 self.count(attestation)
 
     def count(self, attestation: Attestation) -> None:
-        """Take in a checked vote of a member."""
+        """Take in a checked vote of a member, unless what is final has left it behind meanwhile."""
         vote = attestation.vote()
+        if vote.ballot < self.final.ballot:
+            return
         for other, known in self.votes.items():
             if (other.ballot, other.step, other.signer) == (vote.ballot, vote.step, vote.signer):
                 self._convict(Evidence(votes=(known, attestation)))

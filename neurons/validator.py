@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import ClassVar
 
 import numpy as np
@@ -32,17 +32,19 @@ from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
-from protocol.ledger.manifest import Contribution, Manifest, Refusal
+from protocol.ledger.manifest import MANIFEST_LIMIT_BYTES, Contribution, Manifest, Refusal, Seat
 from protocol.sealing import SealedShard
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.window import Window, deadlines, failover_block, window_of
 from storage.checkpoint import write_checkpoint
-from storage.errors import AlreadyExists, StorageError
+from storage.errors import AlreadyExists, NotFound, StorageError, TooLarge
 
 log = logging.getLogger(__name__)
 
 _STATE_FILE = "validator.json"
 _REMEMBERED_WINDOWS = 16
+_PUT_RIGHT_WINDOWS = 8
+"""How far behind the final manifest what was kept is still put right."""
 _STAND_INS = 2
 """How many validators one that saw nothing of a window lets go first: some of those behind may not run."""
 
@@ -72,6 +74,8 @@ class Validator(Node):
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
         self.voter = Voter(self.ledger, parts.hotkey, parts.bucket, parts.folder, self.complain)
+        self._right_to = self.ledger.final_window - 1
+        """The window up to which the own bucket holds the ledger as it became final."""
         self._proofs: dict[str, asyncio.Task[None]] = {}
         """By digest, the manifests whose payloads are being read and mirrored, or are."""
         self.pace = Pace()
@@ -91,7 +95,9 @@ class Validator(Node):
                 return
             await self.checkpoint(number)
             findings = await self.judge(window, found, manifest)
-            manifest = self.settled(manifest)
+            if (settled := self.settled(manifest)) != manifest:
+                await self._keep(settled)
+                manifest = settled
         finally:
             await found.stop_reading()
         judged = asyncio.get_running_loop().time()
@@ -167,6 +173,7 @@ class Validator(Node):
         await until(self.chain, window.key_block)
         self.report("collecting keys")
         await self._poll(found, window, found.first)
+        await found.settle(found.first)
         found.reject(await asyncio.to_thread(self._compare, found, found.first))
         if not found.blind:
             self._keep_journal(found)
@@ -218,6 +225,8 @@ class Validator(Node):
         """Write and sign the manifest, after every payload it names lies in the own bucket too."""
         gather, reserve = self.listed(window.number)
         valid = {found.entries[uid].seat for uid in found.payloads()}
+        if not gather:
+            valid -= await self.harmful(window, found)
         chosen = contributors(gather, reserve, valid, self.run)
         entries = [found.entries[uid] for uid in chosen]
         next_gather, next_reserve = select(self.memory.book, self.run)
@@ -241,6 +250,18 @@ class Validator(Node):
             await self.exchange.mirror(entry.known_seal)
         return manifest
 
+    async def harmful(self, window: Window, found: Round) -> set[Seat]:
+        """Who would raise the loss beyond the noise, by first-order gain, in as much time as the next validator
+        would wait. While there is no list this is all that keeps harm out; later the lists do."""
+        judge_hash = (await self.chain.block(window.key_block)).hash
+        numbers = (await self.assignment(window)).scored_random(judge_hash)[: self.run.gauntlet.random_pages]
+        pages = await self.read_pages(numbers)
+        updates = {uid: payload.update for uid, payload in found.payloads().items()}
+        end = (await self.chain.head()).number + self.run.time.failover_blocks
+        async with self._budget(end) as budget:
+            gains = await asyncio.to_thread(self._judge().first_look, window.number, updates, pages, budget)
+        return {found.entries[uid].seat for uid, gain in gains.items() if gain.sign < 0}
+
     async def judge(self, window: Window, found: Round, manifest: Manifest) -> dict[int, Findings]:
         """Evaluate the payloads of this window on θ_W while the next window trains, until that closes. How many peers
         are measured, and on how many pages, is as this machine manages."""
@@ -261,13 +282,9 @@ class Validator(Node):
         random_pages = await self.read_pages(assignment.scored_random(judge_hash))
         own_pages = {uid: await self.read_pages(assignment.scored_own(uid, judge_hash)) for uid in measured}
         updates = {uid: payload.update for uid, payload in payloads.items()}
-        end = self.judging_end(window)
-        clock = asyncio.get_running_loop().time
-        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
         late = asyncio.create_task(self._look_for_late_seals(window, found))
         try:
-            async with stop_at(self.chain, end) as over:
-                budget = Budget(clock, clock() + seconds_left, over, self.pace)
+            async with self._budget(self.judging_end(window)) as budget:
                 findings = await asyncio.to_thread(
                     self._judge().evaluate,
                     *(window.number, updates, measured, random_pages, own_pages, budget),
@@ -428,7 +445,7 @@ class Validator(Node):
     # --- beside the window ------------------------------------------------------------------------------------
 
     async def take_part(self) -> None:
-        """Prove what is not final yet, and vote."""
+        """Prove what is not final yet, and vote; and put right what was kept of the ledger before it was final."""
         wanted = [*self.ledger.open_path(), *(self.ledger.manifests[digest] for digest in self.ledger.voted())]
         for manifest in wanted:
             if manifest.window > self.ledger.final_window:
@@ -436,6 +453,24 @@ class Validator(Node):
         for digest in [digest for digest in self._proofs if digest not in self.ledger.manifests]:
             self._proofs.pop(digest).cancel()
         await self.voter.step({digest for digest in self._proofs if self._is_proven(self.ledger.manifests.get(digest))})
+        await self._put_right()
+
+    async def _put_right(self) -> None:
+        """Replace a manifest in the own bucket that another one excludes by now. Whoever leaves a branch keeps each
+        manifest on its way anew; but one that was killed on that branch starts from a checkpoint beyond."""
+        final = self.ledger.final_window
+        number = max(self._right_to + 1, final - _PUT_RIGHT_WINDOWS)
+        if number > final or (manifest := await self.ledger.at(number)) is None:
+            return
+        key, data = self.keys.manifest(number), manifest.canonical()
+        try:
+            kept = await self.parts.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES)
+        except (NotFound, TooLarge):
+            kept = b""
+        if kept != data:
+            await self._mirror(manifest)
+            await self.parts.bucket.put(key, data)
+        self._right_to = number
 
     async def proven(self, manifest: Manifest, seconds: float) -> bool:
         """Whether all that a manifest names can be had, and lies in the own bucket too. Waits for `seconds` at most."""
@@ -498,6 +533,14 @@ class Validator(Node):
         rest = {uid: payload for uid, payload in payloads.items() if uid not in outsized}
         past = frozenset(self.memory.bodies)
         return outsized | find_copies(rest, past, self.last_updates, gauntlet.overlap_limit, applied)
+
+    @asynccontextmanager
+    async def _budget(self, end: int) -> AsyncIterator[Budget]:
+        """The time until block `end`, for work in another thread."""
+        clock = asyncio.get_running_loop().time
+        seconds_left = (end - (await self.chain.head()).number) * self.chain.block_seconds
+        async with stop_at(self.chain, end) as over:
+            yield Budget(clock, clock() + seconds_left, over, self.pace)
 
     def _judge(self) -> Judge:
         return Judge(self.model, self.state.theta, self.run, self.parts.dtype)

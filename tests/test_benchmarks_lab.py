@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_tables_show_complete_rows_and_name_the_others(
     assert "| `slow-miner` |" in said.out
     assert "noise" not in said.out.split("| 40 %")[0]
     assert "noise" in said.err
+
+
+def test_mixtures_may_be_of_more_windows_than_attacks(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = Log(results, replace(SETTING, windows=5))
+    for cast, seed in jobs_of(plan((), (0.4,), SETTING, 1)[-1]):
+        longer.add(cast, seed, _played(cast, seed + 10))
+    monkeypatch.setattr(sys, "argv", ["lab", str(results), "--windows", "2", "--mix-windows", "5", "--seeds", "1"])
+    lab.main()
+    said = capsys.readouterr().out
+    assert said.startswith("12 miners, 2 windows (5 for mixtures), 1 seed.")
+    assert "| `zeros` | 10.0% | 50% | +1.00% |" in said
+    assert "| 40 % | +6.00% |" in said
 
 
 def test_tables_are_written_between_the_marks(

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from neurons.audit.report import BEFORE, Difference, WindowReport
 from neurons.leaderboard.words import short
 from protocol.errors import LedgerError
+from protocol.gauntlet.evaluation import compared_pages
 from protocol.gauntlet.history import events_of
 from protocol.gauntlet.receipts import Judgement, Receipts, Standing
 from protocol.gauntlet.scorebook import Scorebook, update
-from protocol.gauntlet.selection import select
+from protocol.gauntlet.selection import contributors, select
 from protocol.gauntlet.slots import seats
 from protocol.gauntlet.verdict import Findings, Outcome, close_window, standing_of
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
-from protocol.ledger.manifest import Manifest
+from protocol.ledger.manifest import Manifest, Seat
 from protocol.run import Run
 
 SCORE_TOLERANCE = 1e-6
@@ -88,6 +89,29 @@ def compare_with_manifest(receipts: Receipts, manifest: Manifest, report: Window
             )
 
 
+def compare_choice(
+    receipts: Receipts,
+    manifest: Manifest,
+    gather: Sequence[Seat],
+    reserve: Sequence[Seat],
+    run: Run,
+    report: WindowReport,
+) -> None:
+    """Whether a manifest applies what its signer's receipts and the lists in effect say. Without a list whoever was
+    found to do harm is left out."""
+    applied = {Seat(uid=c.uid, hotkey=c.hotkey) for c in manifest.contributions}
+    valid = {Seat(uid=r.uid, hotkey=r.hotkey) for r in receipts.receipts if r.reason is None} | applied
+    for uid in sorted({*contributors(gather, reserve, valid, run)} - {seat.uid for seat in applied}):
+        receipt = receipts.of(uid)
+        judgement = receipt.judgement if receipt else None
+        if not gather and judgement is not None and judgement.first_order_gain < 0:
+            continue
+        report.fault(
+            f"uid {uid}: not applied by validator {short(manifest.signer)}, though its receipts find nothing wrong "
+            f"with it and {'it is on the list in effect' if gather else 'there was no list'}"
+        )
+
+
 def compare_lists(book: Scorebook, manifest: Manifest, run: Run, report: WindowReport) -> None:
     """Whether the lists of a manifest are those that its signer's scorebook gave when it was written."""
     for name, said, found in zip(
@@ -138,8 +162,7 @@ def judgement_differences(
 def _tolerance(name: str, own_pages: int, random_pages: int) -> float:
     if name == "unique_work":
         # A share of pairs of pages: two of them may turn.
-        mine, random = (-(-2 * count // 3) for count in (own_pages, random_pages))
-        return 4.0 / (mine * random)
+        return 4.0 / math.prod(compared_pages(own_pages, random_pages))
     return next((value for part, value in TOLERANCES.items() if part in name), 0.0)
 
 

@@ -13,6 +13,7 @@ import torch
 from neurons.audit.replica import Replica
 from neurons.audit.report import Report, WindowReport
 from neurons.audit.scores import (
+    compare_choice,
     compare_judgements,
     compare_lists,
     compare_scores,
@@ -33,9 +34,10 @@ from protocol.gauntlet.evaluation import bounded_losses
 from protocol.gauntlet.history import book_before, events_of
 from protocol.gauntlet.receipts import Receipts
 from protocol.gauntlet.scorebook import Scorebook, update
+from protocol.gauntlet.selection import UNLISTED_WINDOWS
 from protocol.gauntlet.slots import remaining
 from protocol.gauntlet.verdict import Findings
-from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, check_contributions, check_manifest
+from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, Seat, check_contributions, check_manifest
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.payload import Payload
 from protocol.window import deadlines, window_of
@@ -47,6 +49,8 @@ _SAME_LOSS = 1e-5
 """Losses closer than this, in nats, were computed in the same precision."""
 
 Say = Callable[[str], object]
+Lists = tuple[Sequence[Seat], Sequence[Seat]]
+"""Gather and reserve list."""
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ class _Ledger:
     """What the next manifest has to follow."""
 
     previous: str | None
-    lists: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    lists: dict[int, Lists] = field(default_factory=dict)
 
 
 async def audit(
@@ -201,16 +205,21 @@ class _Walk:
                 report.fault(f"the manifest names root {manifest.root}, the manifests before it give {root}")
                 self.replica.lose()
         previous = self.ledger.previous if self.ledger.previous is not None else manifest.previous
-        lists = self.ledger.lists.get(number, ((), ()))
+        lists = self._lists(number)
         try:
-            check_contributions(manifest, self.run, *lists, self.replica.reader.sealed_sizes)
+            check_contributions(manifest, self.run, *(lists or ((), ())), self.replica.reader.sealed_sizes)
             # The root was compared above: a broken chain must not hide it.
             check_manifest(manifest, self.run, number, previous, manifest.root, manifest.signer)
         except LedgerError as error:
             report.fault(str(error))
         self.ledger.previous = manifest.digest()
         self.ledger.lists[number + 2] = (manifest.gather, manifest.reserve)
-        self.ledger.lists.pop(number, None)
+        self.ledger.lists.pop(number - 1, None)
+
+    def _lists(self, number: int) -> Lists | None:
+        """Gather and reserve list in effect, empty while there is none; None where the manifest is missing that
+        names them."""
+        return ((), ()) if number < self.run.time.first_window + UNLISTED_WINDOWS else self.ledger.lists.get(number)
 
     # --- receipts -----------------------------------------------------------------------------------------
 
@@ -252,6 +261,9 @@ class _Walk:
                     report.gap(f"validator uid {validator.source.uid} led it and has no receipts")
                 continue
             compare_with_manifest(receipts, manifest, report)
+            lists = self._lists(number)
+            if receipts.signer == manifest.signer and lists is not None:
+                compare_choice(receipts, manifest, *lists, self.run, report)
             book = self._book(validator, receipts)
             if validator.source.hotkey == manifest.signer and validator.is_whole:
                 compare_lists(book, manifest, self.run, report)

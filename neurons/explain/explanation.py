@@ -20,6 +20,7 @@ from neurons.leaderboard.words import number, percent, plain, plural, short
 from protocol.errors import Reason
 from protocol.gauntlet.checks import MISSING_REASONS
 from protocol.gauntlet.receipts import Judgement, Receipt, Receipts, Submission
+from protocol.gauntlet.selection import UNLISTED_WINDOWS
 from protocol.run import Run
 
 _MARKS = {True: "✓", False: "✕", None: " "}
@@ -170,6 +171,10 @@ class Judged:
         if self.receipt.contributed:
             return f"● yes: it is in manifest {self.receipts.window}, every node applied it"
         if self.receipt.reason is None:
+            if self.receipts.window < self.run.time.first_window + UNLISTED_WINDOWS:
+                return (
+                    "○ no: valid, but by the leader's first look it would have raised the loss, and there was no list"
+                )
             return "○ no: valid, but not on the gather list of this window, and no reserve was needed"
         return "✕ no: it did not pass the checks"
 

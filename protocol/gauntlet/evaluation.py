@@ -7,15 +7,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
-_CLEAR_ERRORS = 2.0
+NOISE_ERRORS = 2.0
+"""Standard errors below which a difference says nothing."""
+
 _OVERSTATED_SHARE = 0.5
 _SETTLED_SHARE = 0.05
+_OWN_KEPT, _RANDOM_KEPT = Fraction(2, 3), Fraction(5, 6)
 
 LOSS_CEILING = 1000.0
 """Nats. A sequence on which the model does worse than this, or answers NaN, counts as this much."""
@@ -39,10 +43,22 @@ class Gain:
         """Standard error of `value`."""
         return standard_error(self.samples)
 
+    @property
+    def sign(self) -> int:
+        """1 or −1 for a gain that is apart from zero by more than the noise, else 0."""
+        return sign_of(self.value, self.error)
+
     def on_page(self, page: int, pages: int) -> Gain:
         """The part of the samples that belongs to one of `pages` equal pages."""
         each = len(self.samples) // pages
         return Gain(self.samples[page * each : (page + 1) * each], self.measured)
+
+
+def sign_of(gain: float, error: float) -> int:
+    """1 or −1 for a gain that is more than `NOISE_ERRORS` standard errors from zero, else 0: it says neither that a
+    peer helps nor that it harms."""
+    noise = NOISE_ERRORS * error
+    return 1 if gain > noise else -1 if gain < -noise else 0
 
 
 def standard_error(samples: F64) -> float:
@@ -72,7 +88,7 @@ def first_order_scale(pairs: Sequence[tuple[Gain, Gain]]) -> float:
     """What a first-order gain is to be multiplied by to be comparable with a measured one: the median quotient over
     the peers that have both, given as (measured, first-order); 1 when nothing can be said. The loss is curved, so
     that a straight line promises too much, and to all about as much."""
-    quotients = [m.value / f.value for m, f in pairs if f.value > _CLEAR_ERRORS * f.error]
+    quotients = [m.value / f.value for m, f in pairs if f.value > NOISE_ERRORS * f.error]
     return max(0.0, statistics.median(quotients)) if quotients else 1.0
 
 
@@ -81,7 +97,7 @@ def overstates(measured: Gain, first_order: Gain, pages: int) -> bool:
     is with steps that overshoot. `first_order` is in the measured one's scale."""
     per_page = measured.samples.reshape(pages, -1).mean(axis=1)
     excess = first_order.samples * _OVERSTATED_SHARE - per_page
-    return first_order.value > 0 and float(excess.mean()) > _CLEAR_ERRORS * standard_error(excess)
+    return first_order.value > 0 and float(excess.mean()) > NOISE_ERRORS * standard_error(excess)
 
 
 def places_by_page(gains: Mapping[int, Gain], pages: int, draw_errors: float) -> dict[int, tuple[int, ...]]:
@@ -139,11 +155,11 @@ def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -
     """Whether `uid` does better on its own pages than on shared random ones, against what the others manage there.
 
     `gains` holds each peer's gain per page, float64 [pages]; `own` and `shared` select the pages of `uid` and the
-    random ones. A peer's advantage on a page is its gain less the median gain of the others. Of both kinds of page
-    the third with the greatest advantage is left out, so that learning a few of one's pages by heart is worth
-    nothing; the value is the share of pairs (own, random) in which the own page has the greater advantage, less the
-    share in which it has the smaller one: Mann and Whitney's U, which no outlier moves. None when `uid` was not
-    judged or a gain is not finite.
+    random ones. A peer's advantage on a page is its gain less the median gain of the others. Left out are the third of
+    its own pages with the greatest advantage, so that learning a few of them by heart is worth nothing, and the sixth
+    of the random ones, half as many, so that what is left of the own pages must stand out by itself. The value is the
+    share of pairs (own, random) in which the own page has the greater advantage, less the share in which it has the
+    smaller one: Mann and Whitney's U, which no outlier moves. None when `uid` was not judged or a gain is not finite.
     """
     if uid not in gains:
         return None
@@ -152,15 +168,15 @@ def unique_work(gains: Mapping[int, F64], own: slice, shared: slice, uid: int) -
     advantage = gains[uid] - rivals
     if not np.isfinite(advantage).all():
         return None
-    mine, random = _lower_part(advantage[own]), _lower_part(advantage[shared])
-    value = float(np.sign(mine[:, None] - random[None, :]).mean())
-    n, m = len(mine), len(random)
+    mine, random = np.sort(advantage[own]), np.sort(advantage[shared])
+    n, m = compared_pages(len(mine), len(random))
+    value = float(np.sign(mine[:n, None] - random[None, :m]).mean())
     return UniqueWork(value, math.sqrt((n + m + 1) / (3 * n * m)))
 
 
-def _lower_part(advantages: F64) -> F64:
-    """The lower two thirds, rounded up."""
-    return np.sort(advantages)[: -(-2 * len(advantages) // 3)]
+def compared_pages(own: int, random: int) -> tuple[int, int]:
+    """How many of so many own and random pages unique work compares."""
+    return math.ceil(_OWN_KEPT * own), math.ceil(_RANDOM_KEPT * random)
 
 
 def sync_score(steps_behind: int, limit: int) -> float:

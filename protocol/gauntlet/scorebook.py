@@ -15,7 +15,7 @@ from pydantic import Field
 
 from protocol.errors import LedgerError, Reason
 from protocol.gauntlet.checks import MISSING_REASONS
-from protocol.gauntlet.evaluation import is_bad_window, sync_score
+from protocol.gauntlet.evaluation import is_bad_window, sign_of, sync_score
 from protocol.identity import Address, Digest, Document, digest_of
 from protocol.ledger.manifest import Uid
 from protocol.run import Run
@@ -28,9 +28,6 @@ twelve equals, half of them would be rated below 0 for tens of windows."""
 
 _DOUBTED = 0.5
 """Unique work that one who trains on all of its pages does not fall below: honest means were 0.6 to 0.9."""
-
-NOISE_ERRORS = 2.0
-"""A gain closer to zero than this many standard errors says neither that a peer helps nor that it harms."""
 
 
 class PeerRecord(Document):
@@ -186,7 +183,7 @@ def _advance(
     old: PeerRecord, event: Event, rating: tuple[float, float] | None, amnesty: bool, window: int, run: Run
 ) -> PeerRecord:
     mu, sigma = rating or (old.mu, old.sigma)
-    signs = old.signs if event.gain is None else (*old.signs, _sign(event.gain, event.gain_error))
+    signs = old.signs if event.gain is None else (*old.signs, sign_of(event.gain, event.gain_error))
     signs = signs[-run.penalties.negative_span :]
     work, work_error = _evidence(old, event, run)
     return PeerRecord(
@@ -214,11 +211,6 @@ def _evidence(old: PeerRecord, event: Event, run: Run) -> tuple[float, float]:
     past = (1 - rate) * (1 - (1 - rate) ** old.judged) / rate
     mean = (past * old.unique_work + event.unique_work) / (past + 1)
     return mean, math.hypot(past * old.unique_work_error, event.unique_work_error) / (past + 1)
-
-
-def _sign(gain: float, error: float) -> int:
-    noise = NOISE_ERRORS * error
-    return 1 if gain > noise else -1 if gain < -noise else 0
 
 
 def _standing(old: float, event: Event, signs: tuple[int, ...], amnesty: bool, run: Run) -> float:

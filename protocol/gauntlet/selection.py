@@ -14,6 +14,10 @@ from protocol.run import Run
 BANDS = 4
 """Rating bands of which one is drawn in each window."""
 
+UNLISTED_WINDOWS = 3
+"""Windows at the beginning of a run in which there is no list: that of window W is in manifest W − 2, whose signer has
+judged windows up to W − 3."""
+
 
 def select(book: Scorebook, run: Run) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Gather and reserve list, best first: active peers whose unique work is not in doubt and that help, by final

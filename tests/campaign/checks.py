@@ -15,8 +15,8 @@ from neurons.folder import Places, is_held
 from neurons.onlooker import Onlooker, onlooker
 from neurons.settings import load_viewpoint
 from protocol.chain.local import LocalChain
+from protocol.window import window_of
 from storage.checkpoint import complete_windows
-from storage.errors import StorageError
 from storage.keys import WINDOW_LIMIT
 
 
@@ -65,16 +65,19 @@ async def _replay(folder: Path) -> tuple[Report, dict[int, str]]:
 
 
 async def _oldest_state(looking: Onlooker) -> int:
-    """The first window from which every payload must still be there."""
-    documents = Documents(looking.run, looking.chain, looking.open_bucket)
+    """The oldest state from which every payload must still be there: none older than retention keeps them, though a
+    validator that missed a checkpoint may have kept one longer."""
+    run = looking.run
+    head = window_of((await looking.chain.head()).number, run.time)
+    kept = head - run.checkpoints.every_windows * run.checkpoints.keep
+    if kept <= run.time.first_window:
+        return run.time.first_window
+    documents = Documents(run, looking.chain, looking.open_bucket)
     sources, _ = await documents.sources(await looking.chain.neurons())
-    found = [looking.run.time.first_window] if looking.run.checkpoints.keep > 2 else []
+    found: list[int] = []
     for source in sources:
-        try:
-            found += await complete_windows(source.bucket, documents.keys, before_window=WINDOW_LIMIT)
-        except StorageError:
-            continue
-    return min(found)
+        found += await complete_windows(source.bucket, documents.keys, before_window=WINDOW_LIMIT)
+    return min(window for window in found if window >= kept)
 
 
 def differences(roots: Mapping[str, Mapping[int, str]], ledger: Mapping[int, str]) -> Iterator[str]:
@@ -117,5 +120,7 @@ def leftovers(folder: Path) -> Iterator[str]:
     """Temporary files, of which every writer takes names that no object and no state has."""
     for place in (Places(folder).buckets, Places(folder).nodes):
         for path in sorted(place.rglob("*")):
-            if path.is_file() and (path.name[0] in "~." or len(path.name) > 64):
+            # A sealed shard that is still on its way to a spool has a name that is more than its digest.
+            is_partial = path.name[0] in "~." or (path.parent.name == "sealed" and "." in path.name)
+            if path.is_file() and is_partial:
                 yield f"{path.relative_to(folder)} is a temporary file"

@@ -135,9 +135,14 @@ def rest(tmp_path: Path) -> Path:
 
 def test_what_is_left_behind_is_named(rest: Path) -> None:
     assert [*orphans([]), *locks(rest), *leftovers(rest)] == []
+    sealed = Places(rest).node("a") / "sealed"
+    sealed.mkdir()
+    (sealed / ("ab" * 32)).touch()
+    assert list(leftovers(rest)) == []
+    (sealed / f"{'ab' * 32}.0123456789abcdef").touch()
     (Places(rest).node("a") / "~status.json").touch()
     (Places(rest).buckets / "a" / "~0123456789abcdef").touch()
-    assert len(list(leftovers(rest))) == 2
+    assert len(list(leftovers(rest))) == 3
     with held(Places(rest).node("a"), "busy"):
         assert list(locks(rest)) == ["a is still held"]
     assert list(orphans([os.getpid()])) == [f"process {os.getpid()} is still running"]

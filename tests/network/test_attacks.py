@@ -7,12 +7,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from neurons.adversaries.twisted import SignFlip
 from neurons.clock import until
 from neurons.miner import Miner
 from neurons.rounds import Sealed
 from neurons.validator import Validator
 from protocol.errors import Reason
 from protocol.gauntlet.receipts import Receipts
+from protocol.gauntlet.selection import UNLISTED_WINDOWS
 from protocol.sealing import SealedShard
 from protocol.sparseloco.payload import HEADER, HEADER_BYTES
 from protocol.window import Window, deadlines
@@ -246,3 +248,23 @@ def test_every_malformed_contribution_is_rejected_with_its_reason_and_changes_no
         assert root == root_alone
 
     virtual(scenario())
+
+
+def test_before_there_is_a_list_the_leader_keeps_out_whoever_would_raise_the_loss(network, virtual, quick) -> None:
+    async def scenario() -> tuple[list[set[int]], list[Receipts]]:
+        quick["inner"] |= {"steps": 4}
+        quick["gauntlet"] |= {"random_pages": 8, "random_pages_most": 8}
+        async with await network(["v", "a", "b", "c", "x"], table=quick) as net:
+            net.start("v", Validator)
+            for name in "abc":
+                net.start(name)
+            net.start("x", SignFlip)
+            await net.windows(UNLISTED_WINDOWS)
+            applied = [{c.uid for c in (await net.manifest(w)).contributions} for w in range(UNLISTED_WINDOWS)]
+            return applied, [await net.receipts(w) for w in range(UNLISTED_WINDOWS)]
+
+    applied, found = virtual(scenario())
+    # Of the first window's small steps nobody can say anything yet.
+    assert applied[1:] == [{1, 2, 3}] * (UNLISTED_WINDOWS - 1)
+    receipts = [receipts.of(4) for receipts in found[1:]]
+    assert all(receipt.reason is None and receipt.judgement.gain < 0 for receipt in receipts)

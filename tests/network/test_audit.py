@@ -14,10 +14,12 @@ from bittensor_core import Keypair
 from neurons import cli
 from neurons.audit.report import EXIT_DIFFERENCE, Report
 from neurons.audit.walk import audit
+from neurons.collecting import Round
 from neurons.errors import NotJudged
 from neurons.validator import Validator
 from protocol.gauntlet.receipts import Receipts
 from protocol.ledger.manifest import Manifest
+from protocol.window import Window
 from tests.network.conftest import Played
 
 VALIDATOR = Keypair.create_from_uri("//v")
@@ -204,6 +206,34 @@ def test_a_manifest_that_leaves_somebody_out_breaks_root_and_chain(lied: Played,
     sentences = audited(lied, tmp_path, scores=False).sentences()
     assert any("window 2" in words and "previous is" in words for words in sentences)
     assert any("window 2" in words and "names root" in words for words in sentences)
+
+
+def test_a_leader_that_leaves_out_what_it_found_nothing_wrong_with_is_named(
+    network: Any, virtual: Any, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    """Everything follows from everything: only the leader's own receipts tell."""
+
+    class Unfair(Validator):
+        async def lead(self, window: Window, found: Round) -> Manifest:
+            victim = found.entries.pop(1)
+            manifest = await super().lead(window, found)
+            found.entries[1] = victim
+            return manifest
+
+    async def scenario() -> Report:
+        async with await network(["v", "a", "b", "c"], table=quick) as net:
+            net.start("v", Unfair)
+            for name in "abc":
+                net.start(name)
+            await net.windows(5)
+            return await audit(net.onlooker(), None, 3, True, tmp_path, lambda _: None)
+
+    report = virtual(scenario())
+    assert report.exit_code == EXIT_DIFFERENCE
+    for window, why in ((0, "there was no list"), (3, "it is on the list in effect")):
+        [note] = report.windows[window].faults
+        assert note.words.startswith(f"window {window}: uid 1: not applied by validator")
+        assert note.words.endswith(why)
 
 
 def test_lists_that_the_scores_do_not_give_are_named(lied: Played, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from protocol.ledger.manifest import Manifest
 from protocol.sealing import SealedShard
 from protocol.window import Window, deadlines
 from storage.bucket import Bucket
+from storage.checkpoint import latest_window
 from storage.errors import Unavailable
 
 DIES_IN = 1
@@ -339,5 +340,66 @@ def test_a_node_whose_bucket_is_away_when_it_starts_joins_when_it_is_back(networ
             store.back = True
             await net.windows(2)
             assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
+
+
+class Hesitates(Validator):
+    """Does not vote while it is `quiet`."""
+
+    quiet = False
+
+    async def take_part(self) -> None:
+        if not self.quiet:
+            await super().take_part()
+
+
+def test_a_node_that_was_away_while_much_became_final_does_not_take_an_old_certificate_for_a_rivals(
+    network, virtual, quick
+) -> None:
+    """The manifests between the old certificate and the new one are known to it later than both."""
+
+    async def scenario() -> None:
+        async with await network(["v", "a"], table=quick) as net:
+            node = net.start("v", Hesitates)
+            miner = net.start("a")
+            while miner.ledger.final_window < 1:
+                await net.blocks(1)
+            node.quiet = True
+            old = miner.ledger.final_window
+            await net.stop("a")
+            while node.state.window < old + 5:
+                await net.blocks(1)
+            assert node.ledger.final_window == old
+            node.quiet = False
+            while node.ledger.final_window == old:
+                await net.blocks(1)
+            net.start("a")
+            await net.windows(2)
+            await net.blocks(1)
+            assert len({root for _, root in net.roots()}) == 1
+
+    virtual(scenario())
+
+
+def test_a_validator_that_was_killed_on_a_branch_that_lost_keeps_the_manifest_that_won(network, virtual, quick) -> None:
+    quick["checkpoints"] = {"every_windows": 1, "keep": 50}
+
+    async def scenario() -> None:
+        async with await network(["v", "w", "a"], stakes=(1000.0, 500.0), table=quick) as net:
+            node = net.start("v", Validator)
+            net.start("w", Validator)
+            net.start("a")
+            number = -1
+            while node.ledger.final_window < 2 or await latest_window(net.bucket("v"), net.keys) <= number:
+                await net.blocks(1)
+                number = node.ledger.final_window
+            won = await net.manifest(number)
+            await net.stop("v")
+            lost = won.model_copy(update={"signer": net.nodes["w"].hotkey, "signature": ""})
+            await net.bucket("v").put(net.keys.manifest(number), lost.signed(net.keypairs["w"]).canonical())
+            net.start("v", Validator)
+            await net.windows(2)
+            assert await net.manifest(number) == won
 
     virtual(scenario())

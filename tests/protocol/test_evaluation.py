@@ -192,7 +192,7 @@ def test_the_error_is_the_spread_of_those_without_an_advantage(own: int, shared:
         assert found is not None
         values.append(found.value)
         error = found.error
-    assert abs(np.mean(values)) < 0.15
+    assert -0.3 < np.mean(values) < 0.05  # fewer of the great ones are left out among the random pages
     assert 0.6 < np.std(values) / error < 1.35
 
 

@@ -26,6 +26,8 @@ from protocol.ledger.forkchoice import (
     newest_final,
     quorums,
     relay,
+    remembered,
+    support,
 )
 from protocol.ledger.manifest import FIRST_PREVIOUS
 from protocol.run import Run, Time
@@ -366,3 +368,62 @@ def test_who_has_confirmed_attests_no_rival_without_a_quorum_as_new(
     _, vote = do("B", Phase.ATTEST, view_of(later), stance, SECOND)
     if vote is not None and not view.extends(vote.head, "a0"):
         assert any(q.ballot == FIRST and not view.extends(q.head, "a0") for q in quorums(view_of(later), Step.ATTEST))
+
+
+# --- what is remembered -------------------------------------------------------------------------------------
+
+_HEADS = ("a0", "a1", "a2", "c1", "b0")
+
+
+@given(
+    st.frozensets(
+        st.builds(
+            Vote,
+            st.builds(Ballot, st.integers(0, 3), st.integers(0, 1)),
+            st.sampled_from(Step),
+            st.sampled_from(("A", "B", "C")),
+            st.sampled_from(_HEADS),
+        ),
+        max_size=24,
+    )
+)
+def test_nothing_that_is_decided_depends_on_what_is_not_remembered(votes: frozenset[Vote]) -> None:
+    view = view_of(votes)
+    heads = [quorum.head for step in Step for quorum in quorums(view, step)]
+    # Only if half of the stake is faulty are there quorums for rivals.
+    assume(all(view.extends(a, b) or view.extends(b, a) for a in heads for b in heads))
+    final = newest_final(view)
+    view = replace(view, final=final, votes=frozenset(vote for vote in votes if vote.ballot >= final.ballot))
+    less = replace(view, votes=remembered(view))
+    assert newest_final(less) == final
+    assert choose(less) == choose(view)
+    assert take_lock(None, less, Ballot(9, 0)) == take_lock(None, view, Ballot(9, 0))
+
+
+def test_what_is_remembered_does_not_grow_while_nothing_becomes_final() -> None:
+    electorates = dict.fromkeys(range(100), ELECTORATE)
+    votes = frozenset().union(
+        *(attest(Ballot(window, 0), head, "B") for window in range(100) for head in ("a0", "a1")),
+        attest(Ballot(3, 0), "a2", "C"),
+    )
+    kept = remembered(View(NOTHING_FINAL, KNOWN, votes, electorates))
+    assert kept == attest(Ballot(99, 0), "a0", "B") | attest(Ballot(99, 0), "a1", "B") | attest(
+        Ballot(98, 0), "a0", "B"
+    ) | attest(Ballot(98, 0), "a1", "B") | attest(Ballot(3, 0), "a2", "C")
+
+
+def test_the_certificate_of_what_is_final_is_remembered() -> None:
+    final = Quorum(FIRST, "a0")
+    certificate = confirm(FIRST, "a0", "A", "B")
+    later = frozenset().union(*(confirm(Ballot(window, 0), "b0", "C") for window in (1, 2, 3)))
+    assert remembered(view_of(certificate, later, final=final)) >= certificate
+
+
+def test_the_support_of_a_head_is_the_share_of_stake_that_attested_it_or_what_comes_after() -> None:
+    view = view_of(attest(FIRST, "a1", "A"), attest(FIRST, "b0", "C"))
+    assert (support(view, "a0"), support(view, "a2")) == (4 / 9, 0.0)
+    assert support(replace(view, electorates={}), "a0") == 0.0
+
+
+def test_a_rank_is_a_place_in_leader_order() -> None:
+    assert [ELECTORATE.rank_of(hotkey) for hotkey in ("A", "C", "stranger")] == [0, 2, None]

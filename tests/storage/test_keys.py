@@ -22,6 +22,9 @@ LAYOUT = [
     (KEYS.key(7, HOTKEY), f"0123456789abcdef/00000007/{HOTKEY}/key.json"),
     (KEYS.manifest(7), "0123456789abcdef/ledger/00000007.json"),
     (KEYS.ledger_head(), "0123456789abcdef/ledger/head.json"),
+    (KEYS.manifest_of(7, "ab" * 32), f"0123456789abcdef/manifests/00000007/{'ab' * 32}.json"),
+    (KEYS.ballots(), "0123456789abcdef/ballots.json"),
+    (KEYS.evidence(7, HOTKEY, "votes"), f"0123456789abcdef/evidence/00000007/{HOTKEY}-votes.json"),
     (KEYS.receipts(7), "0123456789abcdef/receipts/00000007.json"),
     (KEYS.receipts_head(), "0123456789abcdef/receipts/head.json"),
     (KEYS.checkpoint(99_999_999, "index.json"), "0123456789abcdef/checkpoints/99999999/index.json"),
@@ -83,7 +86,7 @@ def test_keys_sort_by_window() -> None:
 
 
 def test_only_seals_shards_and_reveals_of_this_run_belong_to_a_window() -> None:
-    assert [KEYS.window_of(key) for key, _ in LAYOUT] == [None, 7, 7, 7, 7, 7] + [None] * 6
+    assert [KEYS.window_of(key) for key, _ in LAYOUT] == [None, 7, 7, 7, 7, 7] + [None] * 9
     assert KEYS.window_of(Keys("f" * 16).seal(7, HOTKEY)) is None
     assert KEYS.window_of("0123456789abcdef/7/x") is None
     assert KEYS.window_of("0123456789abcdef/00000007") is None
@@ -91,4 +94,17 @@ def test_only_seals_shards_and_reveals_of_this_run_belong_to_a_window() -> None:
 
 
 def test_only_what_lies_in_a_checkpoint_belongs_to_its_window() -> None:
-    assert [KEYS.checkpoint_window_of(key) for key, _ in LAYOUT] == [None] * 10 + [99_999_999, None]
+    assert [KEYS.checkpoint_window_of(key) for key, _ in LAYOUT] == [None] * 13 + [99_999_999, None]
+
+
+def test_a_digest_or_a_kind_of_evidence_that_is_none_is_refused() -> None:
+    for digest in ("", "ab" * 31, "AB" * 32, "../" + "a" * 61):
+        with pytest.raises(BadKey, match="digest"):
+            KEYS.manifest_of(7, digest)
+    with pytest.raises(BadKey):
+        KEYS.evidence(7, HOTKEY, "of a kind")
+
+
+def test_only_a_manifest_by_digest_has_the_window_of_one() -> None:
+    assert KEYS.manifest_window_of(KEYS.manifest_of(7, "ab" * 32)) == 7
+    assert KEYS.manifest_window_of(KEYS.manifest(7)) is None

@@ -106,3 +106,19 @@ def test_without_a_pointer_no_checkpoint_is_deleted(bucket: Any) -> None:
 def test_keeping_no_checkpoint_at_all_is_the_callers_error(bucket: Any) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         sweep_now(bucket, before_window=0, keep_checkpoints=0)
+
+
+def test_manifests_by_digest_go_with_their_windows_and_ballots_and_evidence_stay(bucket: Any) -> None:
+    always = {KEYS.ballots(), *(KEYS.evidence(window, HOTKEYS[0], "votes") for window in range(4))}
+    named = {window: {KEYS.manifest_of(window, digest * 32) for digest in ("0a", "0b")} for window in range(4)}
+    put_all(bucket, always.union(*named.values()))
+    sweep_now(bucket, before_window=2, keep_checkpoints=1)
+    assert keys_in(bucket) == always | named[2] | named[3]
+
+
+@pytest.mark.parametrize(("needed", "left"), [(0, [10, 20, 30, 40]), (20, [20, 30, 40]), (35, [40]), (90, [40])])
+def test_checkpoints_from_the_needed_window_on_are_kept(bucket: Any, needed: int, left: list[int]) -> None:
+    for window in (10, 20, 30, 40):
+        checkpoint(bucket, window)
+    asyncio.run(sweep(bucket, KEYS, before_window=0, keep_checkpoints=1, needed_window=needed))
+    assert checkpoints_in(bucket) == left
