@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import shutil
@@ -16,6 +17,8 @@ import tomli_w
 import torch
 
 from neurons.adversaries import adversary
+from neurons.audit.walk import audit
+from neurons.errors import NotJudged
 from neurons.lab.virtual import Corpus, Simulation, run_virtually, small_corpus, tiny_table
 from neurons.onlooker import Onlooker
 from neurons.validator import Validator
@@ -42,6 +45,22 @@ def corpus() -> Corpus:
     return small_corpus()
 
 
+@dataclass
+class Audited(Simulation):
+    """A network that must stand an audit of its ledger in the end, whatever happened in it; unless a test makes a
+    validator lie or takes objects away, and says so."""
+
+    stands_audit: bool = True
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+        if exc[0] is None and self.stands_audit:
+            with contextlib.suppress(NotJudged):
+                report = await audit(self.onlooker(), None, None, False, self.folder / "audit", lambda _: None)
+                assert report.exit_code == 0, "\n".join(report.sentences())
+        await super().__aexit__(*exc)
+
+
 @pytest.fixture
 def network(tmp_path: Path) -> Callable[..., Coroutine[Any, Any, Simulation]]:
     """Make a network: `async with await network(["v", "a", "b"]) as net`."""
@@ -51,7 +70,7 @@ def network(tmp_path: Path) -> Callable[..., Coroutine[Any, Any, Simulation]]:
     async def make(names: list[str], **options: Any) -> Simulation:
         folder = tmp_path / f"network-{next(folders)}"
         folder.mkdir()
-        simulation = Simulation(folder, corpus(), **options)
+        simulation = Audited(folder, corpus(), **options)
         await simulation.create(names)
         return simulation
 

@@ -264,6 +264,7 @@ def test_every_validator_is_audited_and_two_manifests_of_one_window_are_named(
 ) -> None:
     async def scenario() -> tuple[Report, Report]:
         async with await network(["v", "w", "a", "b", "c"], table=quick, stakes=(1000.0, 500.0)) as net:
+            net.stands_audit = False  # it lies
             net.start("v", Validator)
             net.start("w", Validator)
             for name in "abc":

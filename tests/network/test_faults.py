@@ -68,6 +68,7 @@ class WrongRoot(Validator):
 def test_a_manifest_that_names_a_wrong_root_is_passed_over_after_one_fresh_start(network, virtual) -> None:
     async def scenario() -> None:
         async with await network(["v", "w", "a"], stakes=(1000.0, 500.0), table=brief()) as net:
+            net.stands_audit = False  # the leader lies
             net.start("v", WrongRoot)
             second = net.start("w", Validator)
             miner = net.start("a")
@@ -179,6 +180,7 @@ class NamesNobody(WrongRoot):
 def test_a_manifest_that_names_something_that_is_no_address_is_refused(network, virtual) -> None:
     async def scenario() -> None:
         async with await network(["v", "w", "a"], stakes=(1000.0, 500.0), table=brief()) as net:
+            net.stands_audit = False  # the leader lies
             net.start("v", NamesNobody)
             second = net.start("w", Validator)
             net.start("a")
