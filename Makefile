@@ -47,7 +47,7 @@ fuzz: tools  ## look for bytes that confuse the decoder, for a minute
 model: tools  ## search everything that may happen to finality in small networks, some minutes
 	$(BIN)/python -m tests.model
 
-campaign: tools  ## kill and hamper whole networks of processes at random, half an hour
+campaign: tools  ## kill and hamper whole networks of processes at random, ten minutes
 	$(BIN)/python -m tests.campaign
 
 images:  ## container images of the neurons (docker/README.md); PIP_ARGS goes to pip

@@ -1,4 +1,4 @@
-"""Kill and hamper whole networks at random, half an hour: `make campaign`. Each seed is a network."""
+"""Kill and hamper whole networks at random, ten minutes: `make campaign`. Each seed is a network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("--seeds", default=f"0-{_NETWORKS - 1}", help="which: 3, or 0-31, or 3,5,9 (%(default)s)")
     parser.add_argument("--seconds", type=float, default=44.0, help="how long each is hampered (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="networks at a time (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=4, help="networks at a time (%(default)s)")
     parser.add_argument("--dir", type=Path, help="where the folders of networks that fail stay (a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="keep the others too")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

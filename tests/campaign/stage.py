@@ -138,7 +138,7 @@ class Stage:
             self._bury(name)
             if code == _KILLED:
                 self.outcome.kills[self._role(name)] += 1
-            elif code != _STORE_UNUSABLE or name not in self.full_until:
+            elif code != _STORE_UNUSABLE or self.limited.get(name, (None, 0))[0] != child.process.pid:
                 self.outcome.failures.append(f"{name} {nursery.ending(code)}: {self._last_words(name)}")
             self.due.setdefault(name, now + _LEAST_DOWN_SECONDS)
         for name in [name for name, due in self.due.items() if due <= now]:
