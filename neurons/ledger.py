@@ -119,6 +119,7 @@ class Ledger:
         self._read_at: dict[str, int] = {}
         self._searching: dict[str, asyncio.Task[None]] = {}
         self._searched_at: dict[str, int] = {}
+        self._answered = False
         self._block = -1
         self._begun = False
         self._saved: tuple[Quorum, set[int]] | None = None
@@ -206,9 +207,12 @@ class Ledger:
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    async def begin(self, seconds: float) -> None:
-        """Start from the newest certificate that anybody shows."""
+    async def begin(self, seconds: float) -> bool:
+        """Start from the newest certificate that anybody shows; False while no validator answers, for then nothing can
+        be told of how far the ledger has come."""
         await self.refresh(seconds)
+        if not self._answered and await self._sources():
+            return False
         shown = max(quorums(self.view(), Step.CONFIRM), default=self.final)
         if not self._begun and shown > self.final:
             number = max(a.head_window for v, a in self.votes.items() if Quorum(v.ballot, v.head) == shown)
@@ -227,6 +231,7 @@ class Ledger:
         while before != self.head:
             before = self.head
             await self.refresh(seconds)
+        return True
 
     def is_read(self, block: int) -> bool:
         """Whether what may be published until the end of this block has been looked for in it: votes are looked for
@@ -266,9 +271,10 @@ class Ledger:
             if self._read_at.get(source.hotkey) != self._block:
                 self._read_at[source.hotkey] = self._block
                 data = await source.bucket.get(self.keys.ballots(), limit_bytes=BALLOTS_LIMIT_BYTES)
+                self._answered = True
                 await self._count_all(Ballots.parse(data))
         except NotFound:
-            pass
+            self._answered = True
         except (StorageError, DocumentError, LedgerError, ChainError) as error:
             self._complain(f"ballots from uid {source.uid}: {error}")
         number = self.head_window + 1

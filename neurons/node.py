@@ -19,7 +19,7 @@ from neurons.clock import tick, tick_seconds, until
 from neurons.errors import NodeError, Overtaken
 from neurons.fetching import Fetcher
 from neurons.ledger import Ledger
-from neurons.loading import Loader
+from neurons.loading import Loader, Start
 from neurons.rounds import Exchange, Peer, Place
 from neurons.spool import Spool
 from neurons.status import NodeStatus, write_status
@@ -304,13 +304,7 @@ class Node:
         published."""
         await self.fetcher.stop()
         loader = Loader(self.run, self.layout, self.signed_manifest, self.complain, self.report)
-        while True:
-            await self.ledger.begin(tick_seconds(self.chain))
-            last = self.latest_start(window_of((await self.chain.head()).number, self.run.time))
-            places = [Place(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
-            start = await loader.newest(places, self.parts.publisher, last, self.patience_seconds)
-            if start is not None:
-                break
+        while (start := await self._find_start(loader)) is None:
             self.report("waiting for a checkpoint")
             await tick(self.chain)
         self.state = State(self.layout, start.theta, start.window, FIRST_PREVIOUS)
@@ -322,6 +316,13 @@ class Node:
             self.roots.setdefault(manifest.root, manifest.window)
         self.ledger.roots[self.state.previous] = start.root
         self.report(f"loaded checkpoint {start.window}")
+
+    async def _find_start(self, loader: Loader) -> Start | None:
+        if not await self.ledger.begin(tick_seconds(self.chain)):
+            return None
+        last = self.latest_start(window_of((await self.chain.head()).number, self.run.time))
+        places = [Place(f"uid {source.uid}", source.bucket) for source in await self.ledger_sources()]
+        return await loader.newest(places, self.parts.publisher, last, self.patience_seconds)
 
     def _enter(self, manifest: Manifest, root: str) -> None:
         """Book-keeping after the state moved to a new window, at whose start θ has this root."""

@@ -18,17 +18,23 @@ from protocol.ledger.manifest import Manifest, leader_order
 from protocol.window import deadlines, window_of
 from storage.errors import StorageError
 
+_STALLED_BLOCKS, _EARLY_BLOCKS = 10, 2
+"""How many blocks old the newest one may be, and by how many of the future, before it is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """A run as anybody sees it. `window` is the one that the chain is in at `block`; `leader` the uid and hotkey that
     may write the next manifest first, None where no validator has a permit; `newest`, `root` and `signer` are of the
     newest manifest that a validator holds, None while there is none: root is that of θ before it; `lag` counts the
-    windows whose manifest was due and is nowhere, and `due_block` is when the next manifest is due. `problems` has a
-    sentence for each validator whose bucket or manifest is of no use."""
+    windows whose manifest was due and is nowhere, and `due_block` is when the next manifest is due. `block_at` is when
+    the chain made `block`, in Unix seconds by its own clock, and `block_seconds` how long one should take. `problems`
+    has a sentence for each validator whose bucket or manifest is of no use."""
 
     name: str
     block: int
+    block_at: float
+    block_seconds: float
     window: int
     leader: tuple[int, str] | None
     newest: int | None
@@ -71,7 +77,7 @@ class Overview:
     def lines(self, now: float, folder: Path | None) -> Iterator[str]:
         """The same for people, at `now` in Unix seconds. `folder` is where nodes were looked for, if they were."""
         if self.run is not None:
-            yield from _run_lines(self.run)
+            yield from _run_lines(self.run, now)
         if folder is not None and not self.nodes:
             yield f"no node runs here, {folder} holds none: start one with windrow up, miner or validator"
         for node in self.nodes:
@@ -102,6 +108,8 @@ async def look(onlooker: Onlooker) -> RunStatus:
     return RunStatus(
         name=run.name,
         block=head.number,
+        block_at=head.timestamp,
+        block_seconds=chain.block_seconds,
         window=window,
         leader=None if leader is None else (leader.uid, leader.hotkey),
         newest=None if newest is None else newest.window,
@@ -154,11 +162,17 @@ def _node_json(node: NodeState) -> dict[str, Any]:
     }
 
 
-def _run_lines(run: RunStatus) -> Iterator[str]:
+def _run_lines(run: RunStatus, now: float) -> Iterator[str]:
     leader = (
         "nobody: no validator has a permit" if run.leader is None else f"uid {run.leader[0]} {short(run.leader[1])}"
     )
     yield f"run {plain(run.name)}: block {run.block:,}, window {run.window:,}; the leader is {leader}"
+    age = now - run.block_at
+    if age > _STALLED_BLOCKS * run.block_seconds:
+        why = "the chain stands still, or this machine's clock is ahead of it"
+        yield f"the newest block is {duration(age)} old: {why}"
+    elif age < -_EARLY_BLOCKS * run.block_seconds:
+        yield f"the newest block is {duration(-age)} in the future: this machine's clock is behind the chain's"
     due = f"due by block {run.due_block:,}"
     if run.newest is None or run.root is None or run.signer is None:
         yield f"no manifest yet; the first is {due}"

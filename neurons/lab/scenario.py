@@ -40,7 +40,7 @@ class Setting:
         table["name"] = "lab"
         table["model"] |= {"num_hidden_layers": 1}
         table["dataset"] |= {"slots": self.miners + len(VALIDATORS)}
-        table["gauntlet"] |= {"sample": self.miners}
+        table["gauntlet"] |= {"sample": self.miners, "random_pages_most": table["gauntlet"]["random_pages"]}
         if not self.quick:
             table["model"] |= {"hidden_size": 64, "intermediate_size": 128}
         return table

@@ -133,7 +133,7 @@ def tiny_table() -> dict[str, Any]:
         "num_key_value_heads": 1,
     }
     table["dataset"] |= {"sequence_tokens": 64, "page_sequences": 8, "slots": 6}
-    table["gauntlet"] |= {"own_pages": 6, "random_pages_most": table["gauntlet"]["random_pages"]}
+    table["gauntlet"] |= {"own_pages": 6}
     table["inner"] |= {"steps": 6, "pages_per_step": 1, "learning_rate": 4e-3, "warmup_steps": 6}
     return table
 

@@ -39,13 +39,18 @@ def neuron(folder: Path, name: str, role: str, weather: Weather, seed: str) -> N
         settings = load_settings({"dir": folder, "wallet_name": name, "dtype": "fp32"}, {})
         run_neuron(lambda parts: kinds[role](in_weather(parts, weather, source)), settings)  # type: ignore[arg-type]
     except EXPECTED_ERRORS as error:
+        _make_room()
         print(f"windrow: {error}", file=sys.stderr, flush=True)
         sys.exit(exit_code(error))
     except Exception:
-        # Where its disk is full just now, the log would say nothing of why it ends.
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        _make_room()
         raise
+
+
+def _make_room() -> None:
+    """Where the disk is full just now, the log would say nothing of why a process ends."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def _is_left_alone(folder: Path) -> bool:

@@ -38,6 +38,9 @@ _CALM_WINDOWS = 2
 _PATIENCE_SECONDS = 240.0
 
 _KILLED = -signal.SIGKILL
+_STORE_UNUSABLE = 9
+"""What a neuron ends with, and a sentence, that is started where nothing can be written: it is started again."""
+
 _ENDED_ON_REQUEST = (0, -signal.SIGTERM)
 
 
@@ -82,6 +85,7 @@ class Stage:
         """When a process that is down comes back."""
         self.pids: list[int] = []
         self.full_until: dict[str, float] = {}
+        self.limited: dict[str, tuple[int, int]] = {}
         self.stalled_until: float | None = None
         self.chain = LocalChain.open(Places(folder).chain)
 
@@ -134,16 +138,18 @@ class Stage:
             self._bury(name)
             if code == _KILLED:
                 self.outcome.kills[self._role(name)] += 1
-            else:
+            elif code != _STORE_UNUSABLE or name not in self.full_until:
                 self.outcome.failures.append(f"{name} {nursery.ending(code)}: {self._last_words(name)}")
             self.due.setdefault(name, now + _LEAST_DOWN_SECONDS)
         for name in [name for name, due in self.due.items() if due <= now]:
             del self.due[name]
             self._start(name)
         for name, until in list(self.full_until.items()):
-            self._limit(name, 0 if until > now else resource.RLIM_INFINITY)
-            if until <= now:
+            if until > now:
+                self._limit(name, 0)
+            else:
                 del self.full_until[name]
+                self._limit(name, resource.RLIM_INFINITY)
         if self.stalled_until is not None and self.stalled_until <= now:
             self._signal(TICKER, signal.SIGCONT)
             self.stalled_until = None
@@ -221,7 +227,12 @@ class Stage:
                 os.kill(pid, number)
 
     def _limit(self, name: str, size_bytes: int) -> None:
+        """Let the process of `name` write no file beyond this size; each process once, so that one which fails of it
+        can still say why."""
         if name in self.children and (pid := self.children[name].process.pid) is not None:
+            if self.limited.get(name) == (pid, size_bytes):
+                return
+            self.limited[name] = pid, size_bytes
             with contextlib.suppress(ProcessLookupError):
                 _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, hard))

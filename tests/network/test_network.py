@@ -27,7 +27,7 @@ def thorough() -> dict[str, Any]:
     table["model"] |= {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 4}
     table["dataset"] |= {"slots": 6, "page_sequences": 8}
     table["inner"] |= {"steps": 8, "pages_per_step": 1, "learning_rate": 1e-2, "warmup_steps": 8}
-    table["gauntlet"] |= {"own_pages": 6, "random_pages": 6, "random_pages_most": 6}
+    table["gauntlet"] |= {"own_pages": 8, "random_pages": 8, "random_pages_most": 8}
     return table
 
 

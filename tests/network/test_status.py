@@ -42,7 +42,7 @@ def test_where_a_run_stands_is_read_from_public_objects(played: Played) -> None:
     assert status.leader[0] == 0
     assert status.signer == status.leader[1]
     assert status.root is not None
-    lines = list(Overview(status, ()).lines(NOW, None))
+    lines = list(Overview(status, ()).lines(status.block_at + 3, None))
     assert lines[0].startswith(f"run demo: block {status.block}, window {status.window}; the leader is uid 0 ")
     assert lines[1].startswith(f"the newest manifest is that of window {status.newest}: root {status.root[:8]}")
     assert lines[1].endswith(f"the next is due by block {deadlines(status.window, played.run.time).manifest_block}")
@@ -59,6 +59,16 @@ def test_a_ledger_that_is_behind_says_by_how_much_and_why(played: Played, tmp_pa
     broken = copy.look(look)
     assert broken.newest is None
     assert broken.problems[0].startswith("the newest manifest of validator 0 cannot be had: ")
+
+
+def test_a_chain_that_stands_still_and_a_clock_that_is_wrong_are_told(played: Played) -> None:
+    status = played.look(look)
+    for seconds, words in (
+        (300, "the newest block is 5 min old: the chain stands still, or this machine's clock is ahead of it"),
+        (-240, "the newest block is 4 min in the future: this machine's clock is behind the chain's"),
+    ):
+        assert words in list(Overview(status, ()).lines(status.block_at + seconds, None))
+    assert not any("newest block" in line for line in Overview(status, ()).lines(status.block_at + 5, None))
 
 
 def test_a_node_says_what_it_waits_for_and_how_far_behind_it_is(tmp_path: Path) -> None:
