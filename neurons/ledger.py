@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from neurons.documents import Source
 from neurons.durable import read_document, write_document
 from neurons.electorates import Electorates
 from neurons.errors import ContradictionError, Overtaken
@@ -95,7 +96,7 @@ class Ledger:
         chain: Chain,
         folder: Path,
         sealed_sizes: Sequence[int],
-        sources: Callable[[], Awaitable[Sequence[Peer]]],
+        sources: Callable[[], Awaitable[Sequence[Peer | Source]]],
         complain: Callable[[str], None],
     ) -> None:
         self.run, self.chain, self.folder = run, chain, folder
@@ -264,7 +265,7 @@ class Ledger:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, source: Peer) -> None:
+    async def _read(self, source: Peer | Source) -> None:
         """The ballots of one validator, once a block, and its manifest of the window that is due next."""
         try:
             if self._read_at.get(source.hotkey) != self._block:
@@ -396,7 +397,7 @@ class Ledger:
     async def _fetch(self, window: int, digest: str) -> Manifest | None:
         """The manifest of `window` with this digest, from whoever has it."""
 
-        async def read(source: Peer) -> Manifest | None:
+        async def read(source: Peer | Source) -> Manifest | None:
             for key in (self.keys.manifest_of(window, digest), self.keys.manifest(window)):
                 try:
                     found = Manifest.parse(await source.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES))

@@ -459,7 +459,7 @@ class Validator(Node):
         """Replace a manifest in the own bucket that another one excludes by now. Whoever leaves a branch keeps each
         manifest on its way anew; but one that was killed on that branch starts from a checkpoint beyond."""
         final = self.ledger.final_window
-        number = max(self._right_to + 1, final - _PUT_RIGHT_WINDOWS)
+        number = max(self.run.time.first_window, self._right_to + 1, final - _PUT_RIGHT_WINDOWS)
         if number > final or (manifest := await self.ledger.at(number)) is None:
             return
         key, data = self.keys.manifest(number), manifest.canonical()

@@ -79,9 +79,13 @@ class Keys:
         """Two documents of one key that contradict each other. `kind` is one plain word."""
         if not is_hotkey(hotkey):
             raise BadKey(f"{hotkey!r} is not an ss58 address")
-        key = f"{self.run}/evidence/{_window(window)}/{hotkey}-{kind}.json"
+        key = f"{self.evidence_prefix()}{_window(window)}/{hotkey}-{kind}.json"
         check_key(key)
         return key
+
+    def evidence_prefix(self) -> str:
+        """What the keys of all evidence begin with."""
+        return f"{self.run}/evidence/"
 
     def ledger_head(self) -> str:
         """Pointer to the newest manifest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from neurons.audit.scores import (
     held_out_difference,
     judgement_differences,
 )
+from neurons.audit.way import open_ledger, read_evidence
 from neurons.documents import Documents, Source, UnknownSigner
 from neurons.errors import NotJudged
 from neurons.judge import Judge
 from neurons.leaderboard.words import short
+from neurons.ledger import Ledger
 from neurons.onlooker import Onlooker
 from neurons.pace import Budget
 from neurons.rounds import Place
@@ -37,6 +39,7 @@ from protocol.gauntlet.scorebook import Scorebook, update
 from protocol.gauntlet.selection import UNLISTED_WINDOWS
 from protocol.gauntlet.slots import remaining
 from protocol.gauntlet.verdict import Findings
+from protocol.ledger.evidence import Evidence
 from protocol.ledger.manifest import FIRST_PREVIOUS, Manifest, Seat, check_contributions, check_manifest
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.sparseloco.payload import Payload
@@ -86,16 +89,28 @@ async def audit(
     end = head - 1 if last is None else min(last, head - 1)
     if end < begin:
         raise NotJudged(f"there is no window to look at: the run is in window {head}, the first was {begin}")
-    walk = _Walk(look, documents, sources, folder, say)
+    say("the votes")
+    replica = Replica(look, documents, folder)
+    way = await open_ledger(look, sources, replica.reader.sealed_sizes, folder / "ledger")
+    walk = _Walk(look, documents, sources, replica, say, way, await read_evidence(documents, sources))
     return await walk.through(begin, end, with_scores, is_open_ended=last is None)
 
 
 class _Walk:
     """One walk. `through` is the way; each step is one call."""
 
-    def __init__(self, look: Onlooker, documents: Documents, sources: Sequence[Source], folder: Path, say: Say) -> None:
+    def __init__(
+        self,
+        look: Onlooker,
+        documents: Documents,
+        sources: Sequence[Source],
+        replica: Replica,
+        say: Say,
+        way: Ledger,
+        evidence: Mapping[int, Sequence[Evidence]],
+    ) -> None:
         self.look, self.run, self.documents, self.sources, self.say = look, look.run, documents, sources, say
-        self.replica = Replica(look, documents, folder)
+        self.replica, self.way, self.evidence = replica, way, evidence
         self.validators = [_Validator(source) for source in sources]
         self.ledger = _Ledger(None)
         self.dataset: Dataset | None = None
@@ -151,9 +166,9 @@ class _Walk:
                 self.ledger.previous = before.digest()
 
     async def _manifest(self, number: int, report: WindowReport) -> Manifest | None:
-        """The manifest of a window: that of the first validator in leader order, with a fault if others hold another
-        one, or if what one holds is none."""
-        found: Manifest | None = None
+        """The manifest of a window: the one that the votes have come to, or else that of the first validator in leader
+        order; with a fault if others hold another one that does not lie on a branch that was left, or what is none."""
+        held: list[tuple[Source, Manifest]] = []
         for source in self.sources:
             try:
                 manifest = await self.documents.manifest(number, source)
@@ -166,15 +181,22 @@ class _Walk:
             except StorageError as error:
                 report.gap(f"the bucket of validator uid {source.uid} does not give its manifest: {error}")
                 continue
-            if manifest is None:
-                continue
-            if found is None:
-                found = manifest
-            elif manifest.digest() != found.digest():
-                whose = "the same validator signed" if manifest.signer == found.signer else "there are"
-                report.fault(
-                    f"{whose} two manifests: {found.digest()[:16]}… and, at uid {source.uid}, {manifest.digest()[:16]}…"
-                )
+            if manifest is not None:
+                held.append((source, manifest))
+        voted = await self.way.at(number)
+        digest = voted.digest() if voted is not None else None
+        found = next((manifest for _, manifest in held if manifest.digest() == digest), held[0][1] if held else None)
+        for source, manifest in held:
+            if found is not None and manifest.digest() != found.digest():
+                both = f"{found.digest()[:16]}… and, at uid {source.uid}, {manifest.digest()[:16]}…"
+                if manifest.signer == found.signer and manifest.previous == found.previous:
+                    report.fault(f"the same validator signed two manifests: {both}")
+                elif found.digest() == digest and number <= self.way.final_window:
+                    report.gap(f"uid {source.uid} holds a manifest of a branch that was left: {both}")
+                else:
+                    report.fault(f"there are two manifests: {both}")
+        for evidence in self.evidence.get(number, ()):
+            report.fault(evidence.sentence())
         return found
 
     async def _state(

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from neurons.audit.report import EXIT_DIFFERENCE
+from neurons.audit.walk import audit
 from neurons.collecting import Round
 from neurons.errors import ContradictionError
 from neurons.miner import Miner
@@ -173,6 +175,10 @@ def test_a_leader_that_shows_two_manifests_to_two_halves_all_end_on_one(network,
             status = read_status(net.folder / "nodes" / loser)
             assert status is not None
             assert "two manifests of window 1" in status.evidence[0]
+            report = await audit(net.onlooker(), None, 3, False, net.folder / "audit", lambda _: None)
+            words = [sentence for sentence in report.sentences() if "two manifests" in sentence]
+            assert [sentence.split(":")[0] for sentence in words] == ["window 1"]
+            assert report.exit_code == EXIT_DIFFERENCE
 
     virtual(scenario())
 
@@ -235,6 +241,30 @@ def test_two_sides_that_cannot_reach_each_other_end_on_the_one_with_most_stake(n
             assert (net.nodes["a"].loads, net.nodes["b"].loads) == (2, 1)
             assert net.nodes["a"].state.root() == net.nodes["b"].state.root()
             assert (await net.manifest(4, "v")).digest() in theirs, "its bucket tells the way of all"
+            report = await audit(net.onlooker(), None, 7, False, net.folder / "audit", lambda _: None)
+            assert report.exit_code == 0
+            assert not any("branch" in gap.words for gap in report.gaps), "nobody holds what was left"
+
+    virtual(scenario())
+
+
+def test_an_audit_goes_the_way_of_the_votes_past_what_a_dead_leader_still_holds(network, virtual, quick) -> None:
+    async def scenario() -> None:
+        async with await network(["v", "w", "x", "a"], stakes=EQUAL, table=quick) as net:
+            border = Border(net, ("v", "wxa"))
+            for name in "vwx":
+                net.start(name, Validator, open_bucket=border.opener(name))
+            net.start("a", open_bucket=border.opener("a"))
+            await until(net, deadlines(0, net.run.time).manifest_block + 4)
+            border.is_closed = True
+            await until(net, deadlines(2, net.run.time).manifest_block + 4)
+            await net.stop("v")
+            await until(net, deadlines(4, net.run.time).manifest_block + 4)
+            assert await net.manifest(1, "v") != await net.manifest(1, "w")
+            report = await audit(net.onlooker(), None, 4, False, net.folder / "audit", lambda _: None)
+            assert report.exit_code == 0
+            assert any("a branch that was left" in gap.words for gap in report.gaps)
+            assert [window.root_checked for window in report.windows] == [True] * 5
 
     virtual(scenario())
 
