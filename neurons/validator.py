@@ -105,7 +105,7 @@ class Validator(Node):
         held_out_before = await self.measure_held_out()
         await self.apply(manifest)
         held_out_after = await self.measure_held_out()
-        await self.publish(window, found, verdict, findings, held_out_before, held_out_after)
+        await self.publish(window, found, verdict, findings, manifest, (held_out_before, held_out_after))
         await self.pay(number, verdict.book)
         await self.tidy(number)
         self.closing_seconds = tempered(self.closing_seconds, asyncio.get_running_loop().time() - judged)
@@ -314,10 +314,11 @@ class Validator(Node):
         found: Round,
         verdict: Verdict,
         findings: Mapping[int, Findings],
-        held_out_before: float,
-        held_out_after: float,
+        manifest: Manifest,
+        held_out: tuple[float, float],
     ) -> None:
-        """Write down what comes of the window, all of it at once, and then publish the receipts."""
+        """Write down what comes of the window, all of it at once, and then publish the receipts. `held_out` are the
+        losses before and after the manifest."""
         self.report("publishing receipts")
         judge_hash = (await self.chain.block(window.key_block)).hash
         pages = next((found.pages for found in findings.values()), 0)
@@ -325,8 +326,9 @@ class Validator(Node):
             signer=self.hotkey,
             run_digest=self.run.digest(),
             window=window.number,
-            held_out_loss_before=held_out_before,
-            held_out_loss_after=held_out_after,
+            manifest=manifest.digest(),
+            held_out_loss_before=held_out[0],
+            held_out_loss_after=held_out[1],
             random_pages=(await self.assignment(window)).scored_random(judge_hash)[:pages],
             scorebook_digest=verdict.book.digest(),
             departed=found.departed,

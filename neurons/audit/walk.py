@@ -282,18 +282,37 @@ class _Walk:
                 if validator.source.hotkey == manifest.signer and not is_open:
                     report.gap(f"validator uid {validator.source.uid} led it and has no receipts")
                 continue
-            compare_with_manifest(receipts, manifest, report)
-            lists = self._lists(number)
-            if receipts.signer == manifest.signer and lists is not None:
-                compare_choice(receipts, manifest, *lists, self.run, report)
             book = self._book(validator, receipts)
-            if validator.source.hotkey == manifest.signer and validator.is_whole:
-                compare_lists(book, manifest, self.run, report)
-            if payloads is not None:
-                await self._judge(validator, book, receipts, manifest, payloads, report)
+            if receipts.manifest == manifest.digest():
+                await self._compare(validator, book, receipts, manifest, payloads, report)
             else:
-                report.gap(f"losses of validator uid {validator.source.uid} cannot be recomputed without the state")
+                report.gap(
+                    f"losses of validator uid {validator.source.uid} cannot be recomputed: its receipts are of "
+                    f"manifest {receipts.manifest[:16]}…, on a branch that was left"
+                )
             validator.book = compare_scores(book, receipts, self.run, report, is_whole=validator.is_whole)
+
+    async def _compare(
+        self,
+        validator: _Validator,
+        book: Scorebook,
+        receipts: Receipts,
+        manifest: Manifest,
+        payloads: list[Payload] | None,
+        report: WindowReport,
+    ) -> None:
+        """Hold receipts against the manifest and the payloads that they are of."""
+        compare_with_manifest(receipts, manifest, report)
+        if receipts.signer == manifest.signer:
+            lists = self._lists(manifest.window)
+            if lists is not None:
+                compare_choice(receipts, manifest, *lists, self.run, report)
+            if validator.is_whole:
+                compare_lists(book, manifest, self.run, report)
+        if payloads is not None:
+            await self._judge(validator, book, receipts, manifest, payloads, report)
+        else:
+            report.gap(f"losses of validator uid {validator.source.uid} cannot be recomputed without the state")
 
     async def _judge(
         self,

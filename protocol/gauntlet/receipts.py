@@ -93,11 +93,13 @@ class Receipt(Document):
 
 
 class Receipts(SignedDocument):
-    """All receipts of one validator for one window. Held-out losses are those of θ before and after the manifest;
-    `departed` are the slots whose record was dropped before this window, because their hotkey has left them."""
+    """All receipts of one validator for one window. `manifest` is the digest of the one that it applied, which may have
+    lost since; held-out losses are those of θ before and after it; `departed` are the slots whose record was dropped
+    before this window, because their hotkey has left them."""
 
     run_digest: Digest
     window: WindowNumber
+    manifest: Digest
     held_out_loss_before: float
     held_out_loss_after: float
     random_pages: tuple[int, ...]

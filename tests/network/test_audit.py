@@ -43,9 +43,12 @@ def rewrite(played: Played, window: int, change: Callable[[dict[str, Any]], obje
 
 
 def rewrite_manifest(played: Played, window: int, **changes: object) -> None:
+    """Let the validator have signed another manifest of `window`, and receipts of that one."""
     path = played.bucket("v") / played.keys.manifest(window)
     document = Manifest.parse(path.read_bytes()).model_copy(update=changes)
-    path.write_bytes(document.signed(VALIDATOR).canonical())
+    signed = document.signed(VALIDATOR)
+    path.write_bytes(signed.canonical())
+    rewrite(played, window, lambda receipts: receipts.update(manifest=signed.digest()))
 
 
 @pytest.fixture

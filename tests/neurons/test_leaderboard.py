@@ -202,6 +202,7 @@ def receipts(window: int, *, signer: Keypair = ALICE, after: float | None = None
         "signer": signer.ss58_address,
         "run_digest": RUN.digest(),
         "window": window,
+        "manifest": "cd" * 32,
         "held_out_loss_before": 8.0 - window,
         "held_out_loss_after": 7.0 - window if after is None else after,
         "random_pages": (1, 2),

@@ -160,6 +160,7 @@ def receipts(verdict: Verdict, run: Run, alice: Keypair) -> Receipts:
         signer=alice.ss58_address,
         run_digest=run.digest(),
         window=6,
+        manifest="cd" * 32,
         held_out_loss_before=6.0,
         held_out_loss_after=5.9,
         random_pages=(3, 1, 2),
