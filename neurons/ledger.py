@@ -122,7 +122,7 @@ class Ledger:
         self._answered = False
         self._block = -1
         self._begun = False
-        self._saved: tuple[Quorum, set[int]] | None = None
+        self._saved: tuple[Quorum, int] | None = None
         self._recall()
 
     # --- what is known ------------------------------------------------------------------------------------
@@ -469,9 +469,11 @@ class Ledger:
         write_document(folder / f"{evidence.window:08d}-{evidence.signer}-{evidence.kind}.json", evidence)
 
     def _save(self) -> None:
-        known = self.electorates.known
-        if self._saved == (self.final, set(known)):
+        # Once a window, and when something becomes final: not for each window that a walk through the past comes by.
+        now = self.final, window_of(self._block, self.run.time)
+        if self._saved == now:
             return
+        known = self.electorates.known
         final = Placed(
             window=self.final.ballot.window,
             round=self.final.ballot.round,
@@ -484,7 +486,7 @@ class Ledger:
             electorates=tuple(Members(window=window, members=known[window].members) for window in sorted(known)),
         )
         write_document(self.folder / _FILE, kept)
-        self._saved = self.final, set(known)
+        self._saved = now
 
     def _recall(self) -> None:
         """What a process before this one knew for certain."""
