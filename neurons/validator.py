@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from neurons.archive import Archive
 from neurons.clock import stop_at, tick, tick_seconds, until
 from neurons.collecting import Round
 from neurons.documents import Documents, Source
@@ -32,19 +33,17 @@ from protocol.gauntlet.slots import departed, remaining, seats
 from protocol.gauntlet.verdict import Findings, Outcome, Verdict, close_window
 from protocol.gauntlet.weights import weights_of
 from protocol.identity import Document
-from protocol.ledger.manifest import MANIFEST_LIMIT_BYTES, Contribution, Manifest, Refusal, Seat
+from protocol.ledger.manifest import Contribution, Manifest, Refusal, Seat
 from protocol.sealing import SealedShard
 from protocol.sparseloco.compress import SparseUpdate
 from protocol.window import Window, deadlines, failover_block, window_of
 from storage.checkpoint import write_checkpoint
-from storage.errors import AlreadyExists, NotFound, StorageError, TooLarge
+from storage.errors import StorageError
 
 log = logging.getLogger(__name__)
 
 _STATE_FILE = "validator.json"
 _REMEMBERED_WINDOWS = 16
-_PUT_RIGHT_WINDOWS = 8
-"""How far behind the final manifest what was kept is still put right."""
 _STAND_INS = 2
 """How many validators one that saw nothing of a window lets go first: some of those behind may not run."""
 
@@ -74,10 +73,7 @@ class Validator(Node):
         self.last_updates: list[SparseUpdate] = []
         self.held_out_loss: float | None = None
         self.voter = Voter(self.ledger, parts.hotkey, parts.bucket, parts.folder, self.complain)
-        self._right_to = self.ledger.final_window - 1
-        """The window up to which the own bucket holds the ledger as it became final."""
-        self._proofs: dict[str, asyncio.Task[None]] = {}
-        """By digest, the manifests whose payloads are being read and mirrored, or are."""
+        self.archive = Archive(self.ledger, self.exchange, parts.bucket, self.payloads, self.complain)
         self.pace = Pace()
         """How fast this machine judged in earlier windows."""
         self.closing_seconds: float | None = None
@@ -183,7 +179,7 @@ class Validator(Node):
         as soon as the own rank allows it."""
         while True:
             manifest = self.known_manifest(window.number)
-            if manifest is not None and await self.proven(manifest, tick_seconds(self.chain)):
+            if manifest is not None and await self.archive.prove(manifest, tick_seconds(self.chain)):
                 await self._keep(manifest)
                 return manifest
             turn = await self.turn(window, found)
@@ -207,7 +203,7 @@ class Validator(Node):
         """The manifest that the ledger has come to for this window, while the payloads were judged. Raises
         `Overtaken`."""
         found = self.known_manifest(manifest.window)
-        return manifest if found is None or not self._is_proven(found) else found
+        return manifest if found is None or not self.archive.is_proven(found) else found
 
     async def turn(self, window: Window, found: Round) -> int | None:
         """First block at which this validator publishes a manifest, None if it never may. One that saw nothing of the
@@ -435,80 +431,20 @@ class Validator(Node):
 
     async def _keep(self, manifest: Manifest) -> None:
         """Every validator holds the whole ledger, as it follows it."""
-        await self._mirror(manifest)
-        await self.parts.bucket.put(self.keys.manifest(manifest.window), manifest.canonical())
-        await self.parts.bucket.put(self.keys.ledger_head(), self.keys.manifest(manifest.window).encode())
-
-    async def _mirror(self, manifest: Manifest) -> None:
-        with suppress(AlreadyExists):
-            key = self.keys.manifest_of(manifest.window, manifest.digest())
-            await self.parts.bucket.put_if_absent(key, manifest.canonical())
+        await self.archive.keep(manifest)
 
     # --- beside the window ------------------------------------------------------------------------------------
 
     async def take_part(self) -> None:
         """Prove what is not final yet, and vote; and put right what was kept of the ledger before it was final."""
-        wanted = [*self.ledger.open_path(), *(self.ledger.manifests[digest] for digest in self.ledger.voted())]
-        for manifest in wanted:
-            if manifest.window > self.ledger.final_window:
-                self._prove(manifest)
-        for digest in [digest for digest in self._proofs if digest not in self.ledger.manifests]:
-            self._proofs.pop(digest).cancel()
-        await self.voter.step({digest for digest in self._proofs if self._is_proven(self.ledger.manifests.get(digest))})
-        await self._put_right()
-
-    async def _put_right(self) -> None:
-        """Replace a manifest in the own bucket that another one excludes by now. Whoever leaves a branch keeps each
-        manifest on its way anew; but one that was killed on that branch starts from a checkpoint beyond."""
-        final = self.ledger.final_window
-        number = max(self.run.time.first_window, self._right_to + 1, final - _PUT_RIGHT_WINDOWS)
-        if number > final or (manifest := await self.ledger.at(number)) is None:
-            return
-        key, data = self.keys.manifest(number), manifest.canonical()
-        try:
-            kept = await self.parts.bucket.get(key, limit_bytes=MANIFEST_LIMIT_BYTES)
-        except (NotFound, TooLarge):
-            kept = b""
-        if kept != data:
-            await self._mirror(manifest)
-            await self.parts.bucket.put(key, data)
-        self._right_to = number
-
-    async def proven(self, manifest: Manifest, seconds: float) -> bool:
-        """Whether all that a manifest names can be had, and lies in the own bucket too. Waits for `seconds` at most."""
-        if (task := self._prove(manifest)) is not None:
-            await asyncio.wait({task}, timeout=seconds)
-        return self._is_proven(manifest)
-
-    def _is_proven(self, manifest: Manifest | None) -> bool:
-        task = None if manifest is None else self._proofs.get(manifest.digest())
-        return task is not None and task.done() and not task.cancelled() and task.exception() is None
-
-    def _prove(self, manifest: Manifest) -> asyncio.Task[None] | None:
-        """Begin to fetch and mirror what a manifest names, if this state can tell that its root is right."""
-        digest = manifest.digest()
-        task = self._proofs.get(digest)
-        failed = task is not None and task.done() and not self._is_proven(manifest)
-        if (task is None or failed) and self.ledger.roots.get(manifest.previous) == manifest.root:
-            task = self._proofs[digest] = asyncio.create_task(self._mirror_all(manifest))
-        return task
-
-    async def _mirror_all(self, manifest: Manifest) -> None:
-        try:
-            await self.payloads(manifest)
-            for named in manifest.contributions:
-                await self.exchange.mirror_shards(manifest.window, named.hotkey, named.shards)
-            await self._mirror(manifest)
-        except (StorageError, Rejected) as error:
-            self.complain(f"manifest {manifest.window} cannot be attested: {error}")
-            raise
+        self.archive.prove_open()
+        await self.voter.step(self.archive.proven())
+        await self.archive.put_right()
 
     async def leave(self) -> None:
         """As for every node, and the proofs."""
         await super().leave()
-        for task in self._proofs.values():
-            task.cancel()
-        await asyncio.gather(*self._proofs.values(), return_exceptions=True)
+        await self.archive.stop()
 
     def latest_start(self, head: int) -> int:
         """Who votes must have gone the whole way from what is final."""
