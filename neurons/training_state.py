@@ -37,6 +37,8 @@ def write(path: Path, run_digest: str, state: TrainingState) -> None:
     tensors = {**state.moments, _ERROR_FEEDBACK: state.error}
     metadata = {"run": run_digest, "window": str(state.window), "key": state.key.hex()}
     metadata["digest"] = _digest(metadata, tensors)
+    for left in path.parent.glob(".tmp*"):  # safetensors writes under such a name first; a process was killed there
+        left.unlink(missing_ok=True)
     with replaced(path) as partial:
         partial.touch(_PRIVATE)
         try:

@@ -100,6 +100,12 @@ def test_a_miners_state_is_read_to_the_bit_and_its_key_is_for_nobody_else(tmp_pa
     assert training_state.read(path, "cd" * 32) is None
 
 
+def test_what_a_killed_miner_left_of_a_state_is_gone_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".tmpIiMH82").write_bytes(b"as far as safetensors came")
+    training_state.write(tmp_path / "training.safetensors", RUN, state())
+    assert os.listdir(tmp_path) == ["training.safetensors"]
+
+
 def test_a_flipped_bit_of_a_miners_state_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "training.safetensors"
     training_state.write(path, RUN, state())
