@@ -39,7 +39,7 @@ from neurons.miner import Miner
 from neurons.node import Node, Parts
 from neurons.validator import Validator
 from protocol.gauntlet.verdict import Findings
-from protocol.ledger.manifest import Manifest
+from protocol.ledger.manifest import Manifest, Seat
 from protocol.sparseloco.compress import compress
 from protocol.window import Window
 from storage.bucket import Bucket, ObjectInfo, Writer
@@ -75,6 +75,9 @@ class LenientValidator(Validator):
         await found.end_reading()
         await until(self.chain, window.reveal_block)  # as who judges does
         return {}
+
+    async def harmful(self, window: Window, found: Round) -> set[Seat]:
+        return set()
 
     async def measure_held_out(self) -> float:
         return 0.0

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _AHEAD_WINDOWS, _AHEAD_BYTES = 8, 4 << 30
 """How far ahead is read: so many windows, or as many as have so many bytes with full lists, but one at least."""
 
+_AHEAD_AT_ONCE = 16
+"""How many payloads of windows to come are on their way at a time."""
+
 Say = Callable[[str], object]
 
 
@@ -47,6 +50,7 @@ class Fetcher:
         self._complain, self._report = complain, report
         self._passes: dict[tuple[int, str, str], asyncio.Task[list[Path] | None]] = {}
         self._ahead: dict[int, asyncio.Task[None]] = {}
+        self._turn = asyncio.Semaphore(_AHEAD_AT_ONCE)
         self._next: dict[int, Manifest] = {}
         """The manifests whose payloads are read ahead, by window."""
 
@@ -129,8 +133,7 @@ class Fetcher:
             del self._next[number]
         for number in range(window + 1, min(last, window + self._depth) + 1):
             if number not in self._ahead and number not in self._next:
-                before = self._ahead.get(number - 1)
-                self._ahead[number] = asyncio.create_task(self._read_ahead(number, before))
+                self._ahead[number] = asyncio.create_task(self._read_ahead(number))
                 self._ahead[number].add_done_callback(lambda _, number=number: self._ahead.pop(number, None))
 
     def awaited(self) -> list[SealedShard]:
@@ -150,14 +153,17 @@ class Fetcher:
         most = self._reader.run.gauntlet.gather_size * sum(self._reader.sealed_sizes)
         return max(1, min(_AHEAD_WINDOWS, _AHEAD_BYTES // most))
 
-    async def _read_ahead(self, number: int, before: asyncio.Task[None] | None) -> None:
-        """The payloads of a window, after those of the window before."""
-        if before is not None:
-            await asyncio.wait({before})
+    async def _read_ahead(self, number: int) -> None:
         try:
             manifest = await self._manifest_at(number)
             if manifest is not None:
                 self._next[number] = manifest
-                await asyncio.gather(*(self._sealed(number, named) for named in manifest.contributions))
+                await asyncio.gather(*(self._in_turn(number, named) for named in manifest.contributions))
         except (StorageError, ChainUnreachable) as error:
             log.debug("window %d is not read ahead: %s", number, error)
+
+    async def _in_turn(self, number: int, named: Contribution) -> None:
+        """A payload of a window to come, behind those that were asked for before: a few at a time keep a line busy, and
+        leave the window that is applied its part of it."""
+        async with self._turn:
+            await self._sealed(number, named)

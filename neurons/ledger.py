@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from neurons.documents import Source
 from neurons.durable import read_document, write_document
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 _FILE = "ledger.json"
 _KEPT_WINDOWS = 16
 """How far behind the final manifest, and behind this node, manifests stay known: to tell rivals from ancestors."""
+_WALKED_AT_ONCE = 16
+"""How many manifests are read at a time by who walks back through the past."""
 _MANIFESTS_PER_SIGNER = 4
 """How many manifests of one signer and window a bucket may bring up without a vote for them."""
 
@@ -119,6 +122,7 @@ class Ledger:
         self._read_at: dict[str, int] = {}
         self._searching: dict[str, asyncio.Task[None]] = {}
         self._searched_at: dict[str, int] = {}
+        self._ahead: dict[str, Manifest] = {}
         self._answered = False
         self._block = -1
         self._begun = False
@@ -181,7 +185,7 @@ class Ledger:
         Those before the final one are believed by their digests."""
         digest, number = self.head, self.head_window
         while number >= max(window, self.run.time.first_window):
-            manifest = self.manifests.get(digest) or await self._fetch(number, digest)
+            manifest = self.manifests.get(digest) or await self._fetch_past(number, digest, window)
             if manifest is None:
                 return None
             self._ranks.setdefault(digest, 0)
@@ -394,6 +398,15 @@ class Ledger:
         except (DocumentError, LedgerError, ChainError) as error:
             self._complain(f"a branch of the ledger: {error}")
 
+    async def _fetch_past(self, window: int, digest: str, oldest: int) -> Manifest | None:
+        """As `_fetch`, for somebody who walks back to window `oldest`: what the windows before this one have is read at
+        the same time, and taken if the walk comes to its digest."""
+        if digest not in self._ahead:
+            first = max(oldest, self.run.time.first_window, window - _WALKED_AT_ONCE + 1)
+            found = await asyncio.gather(*(self._glance(number) for number in range(first, window + 1)))
+            self._ahead = {manifest.digest(): manifest for manifest in found if manifest is not None}
+        return self._ahead.get(digest) or await self._fetch(window, digest)
+
     async def _fetch(self, window: int, digest: str) -> Manifest | None:
         """The manifest of `window` with this digest, from whoever has it."""
 
@@ -412,6 +425,24 @@ class Ledger:
                     self._complain(f"manifest {window} from uid {source.uid}: {key} is not what it is named after")
             return None
 
+        return await self._from_anybody(read)
+
+    async def _glance(self, window: int) -> Manifest | None:
+        """What somebody holds as the manifest of `window`; what is wrong with it is told by who needs it."""
+
+        async def read(source: Peer | Source) -> Manifest | None:
+            try:
+                data = await source.bucket.get(self.keys.manifest(window), limit_bytes=MANIFEST_LIMIT_BYTES)
+                return Manifest.parse(data)
+            except (StorageError, DocumentError):
+                return None
+
+        return await self._from_anybody(read)
+
+    async def _from_anybody(
+        self, read: Callable[[Peer | Source], Coroutine[Any, Any, Manifest | None]]
+    ) -> Manifest | None:
+        """The first that one of the validators gives; all are asked at once."""
         reading = [asyncio.create_task(read(source)) for source in await self._sources()]
         try:
             for task in asyncio.as_completed(reading):
