@@ -44,6 +44,7 @@ from storage.dataset import open_dataset
 from storage.directory import DirectoryBucket
 from storage.errors import StorageError
 from storage.location import decode, open_bucket
+from storage.together import until_one_ends
 from storage.transfer import Reach, Transport
 
 _JOIN_SECONDS = 60.0
@@ -274,15 +275,7 @@ async def _attend(network: Network, show: screens.Show) -> bool:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    tasks = [asyncio.create_task(work) for work in (_produce(network), _watch(network, show), stop.wait())]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await until_one_ends((_produce(network), _watch(network, show), stop.wait()))
     return stop.is_set()
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from protocol.sparseloco.compress import compress
 from protocol.sparseloco.payload import Header, sync_proof
 from protocol.window import Window, deadlines
 from storage.errors import NotFound, StorageError
+from storage.together import in_thread, together
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +123,8 @@ class Miner(Node):
         loop = asyncio.get_running_loop()
         began = loop.time()
         key = os.urandom(32)
-        shards, _ = await asyncio.gather(
-            self.exchange.publish_shards(window.number, payload, key),
-            asyncio.to_thread(self.save, self.parts.folder / _SEALED_FILE, window.number, key),
-        )
+        saving = partial(self.save, self.parts.folder / _SEALED_FILE, window.number, key)
+        shards, _ = await together((self.exchange.publish_shards(window.number, payload, key), in_thread(saving)))
         sealed = await self.exchange.publish_seal(window.number, self.root(), payload, shards, key)
         self.publish_seconds = loop.time() - began
         return sealed

@@ -46,6 +46,7 @@ from storage.dataset import Dataset
 from storage.errors import StorageError
 from storage.patience import PatientBucket
 from storage.retention import recover, sweep
+from storage.together import until_one_ends
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +113,9 @@ class Node:
 
     async def run_forever(self) -> None:
         """Join, then one window after the other until cancelled; what others publish is read beside that."""
-        tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_up())]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await until_one_ends((self._live(), self._keep_up()))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await self.leave()
 
     async def _live(self) -> None:

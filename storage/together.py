@@ -22,6 +22,19 @@ async def together(steps: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def until_one_ends(steps: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Let `steps`, which go on for ever, run until one of them ends, and end the others; raises what it failed of."""
+    tasks = [asyncio.ensure_future(step) for step in steps]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def in_thread(work: Callable[[], _T]) -> _T:
     """What `work` returns, from a thread. A thread cannot be cancelled: if the caller is, it waits until `work` has
     ended all the same, because it would go on with files that the caller closes."""
